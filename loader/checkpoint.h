@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "loader/safetensors.h"
+
+namespace gantry {
+
+/// Where a tensor of a checkpoint is.
+struct CheckpointTensor {
+  TensorInfo info;  ///< in names-only checkpoints: the name alone
+  int file = -1;    ///< index into Checkpoint::files(); -1 in names-only checkpoints
+};
+
+/// A directory with config.json and safetensors files.
+///
+/// Opening reads headers, config and index and checks them against each other: every file of the
+/// index exists (a plain name inside the directory; symbolic links only into the Hugging Face
+/// cache's ../../blobs/), every tensor is where the index says, none is in two files, and no file
+/// is shorter than its header says. Weights are not read. Immutable after open: any thread may
+/// read.
+class Checkpoint {
+ public:
+  /// @throws Error kIo if the directory or a file in it cannot be read
+  /// @throws Error kFormat naming the file and the problem
+  static Checkpoint open(const std::filesystem::path& directory);
+
+  /// Reads config.json and the index alone: names without shapes, no weight file needed. Where
+  /// there is no index but there are safetensors files, their headers give the names.
+  static Checkpoint open_names_only(const std::filesystem::path& directory);
+
+  [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
+  /// Text of config.json.
+  [[nodiscard]] const std::string& config_text() const noexcept { return config_text_; }
+  /// All tensors by name.
+  [[nodiscard]] const std::map<std::string, CheckpointTensor, std::less<>>& tensors()
+      const noexcept {
+    return tensors_;
+  }
+  [[nodiscard]] const CheckpointTensor* find(std::string_view name) const noexcept;
+  [[nodiscard]] const std::vector<SafetensorsFile>& files() const noexcept { return files_; }
+  [[nodiscard]] bool names_only() const noexcept { return names_only_; }
+  /// Bytes of all tensors.
+  [[nodiscard]] int64_t total_bytes() const noexcept;
+
+ private:
+  std::filesystem::path directory_;
+  std::string config_text_;
+  std::map<std::string, CheckpointTensor, std::less<>> tensors_;
+  std::vector<SafetensorsFile> files_;
+  bool names_only_ = false;
+};
+
+/// Reads a whole small text file.
+/// @throws Error kIo, or kFormat if it is larger than `max_bytes`
+std::string read_text_file(const std::filesystem::path& path, int64_t max_bytes);
+
+}  // namespace gantry

@@ -1,0 +1,185 @@
+#include "loader/load_plan.h"
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "kernels/base/check.h"
+
+// For every destination of this rank the plan finds the tensor that provides it and the strided
+// piece of it. Pieces of one expert's slab of one tensor are read together: a fused gate_up tensor
+// is read once for both halves.
+
+namespace gantry {
+namespace {
+
+constexpr std::array<Part, 3> kParts = {Part::kW1, Part::kW3, Part::kW2};
+
+// The part of a matrix [out, in] that a TP rank owns: rows of w1 and w3, columns of w2. Bias of w2
+// is whole (it is added by TP rank 0 only).
+struct PartSlice {
+  Slice out;
+  Slice in;
+};
+
+PartSlice tp_slice(Part part, TensorKind kind, const MatrixSize& size, const Slice& intermediate) {
+  PartSlice slice{{0, size.out}, {0, size.in}};
+  if (part == Part::kW2) {
+    if (kind == TensorKind::kWeight) slice.in = intermediate;
+  } else {
+    slice.out = intermediate;
+  }
+  return slice;
+}
+
+PlannedCopy make_copy(const FileView& view, const PartSlice& slice) {
+  PlannedCopy copy;
+  const int64_t first = view.offset - view.slab_offset + slice.out.begin * view.out_stride +
+                        slice.in.begin * view.in_stride;
+  copy.outer_begin = first / view.slab_cols;
+  copy.inner_begin = first % view.slab_cols;
+  copy.outer_is_row = view.rows_are_out;
+  const int64_t outer_stride = copy.outer_is_row ? view.out_stride : view.in_stride;
+  copy.outer_step = std::max<int64_t>(1, outer_stride / view.slab_cols);
+  copy.outer_count = copy.outer_is_row ? slice.out.size() : slice.in.size();
+  copy.inner_step = copy.outer_is_row ? view.in_stride : view.out_stride;
+  copy.inner_count = copy.outer_is_row ? slice.in.size() : slice.out.size();
+  return copy;
+}
+
+class Planner {
+ public:
+  Planner(const MoeLayerSpec& layer, const FamilySpec& family, LoadLedger& ledger)
+      : layer_(layer), family_(family), ledger_(ledger) {}
+
+  // One part of one expert, for every slot that holds a copy of it.
+  void add(const TensorSource& source, Part slot_part, Part file_part, TensorKind kind, int expert,
+           const Slice& intermediate, const SlotLayout& layout, std::byte* slots,
+           const std::vector<int32_t>& slot_ids) {
+    const TensorPattern& pattern = family_.tensors[static_cast<size_t>(source.ref.pattern)];
+    const FileView view = file_view(pattern, kind, layer_, file_part, expert);
+    const PartSlice slice = tp_slice(slot_part, kind, view.size, intermediate);
+    if (slice.out.size() == 0 || slice.in.size() == 0) return;
+
+    ReadJob& job = jobs_[{&source, view.slab_offset}];
+    job.source = &source;
+    job.expert = expert;
+    job.slab_offset = view.slab_offset;
+    job.slab_rows = view.slab_rows;
+    job.slab_cols = view.slab_cols;
+    const SlotTarget target = slot_target(layout, slot_part, kind);
+    for (const int32_t slot : slot_ids) {
+      PlannedCopy copy = make_copy(view, slice);
+      copy.destination_cols = target.cols;
+      copy.destination_dtype = target.dtype;
+      if (slots != nullptr) {
+        copy.destination = slots + slot * layout.stride_bytes + target.offset;
+      }
+      copy.ledger_id = ledger_.expect(
+          {.layer = layer_.layer,
+           .expert = expert,
+           .slot = slot,
+           .part = fmt::format("{} {}", to_string(file_part), to_string(kind)),
+           .tensor = source.name,
+           .units = copy.outer_count,
+           .unit_bytes = copy.inner_count * size_of(target.dtype)});
+      job.copies.push_back(copy);
+    }
+  }
+
+  LoadPlan finish() {
+    LoadPlan plan;
+    for (auto& [key, job] : jobs_) plan.jobs.push_back(std::move(job));
+    const auto position = [](const ReadJob& job) {
+      const CheckpointTensor& tensor = *job.source->tensor;
+      return std::tuple(tensor.file, tensor.info.begin,
+                        job.slab_offset * size_of(tensor.info.dtype));
+    };
+    std::sort(plan.jobs.begin(), plan.jobs.end(), [&](const ReadJob& a, const ReadJob& b) {
+      return position(a) < position(b);
+    });
+    for (const ReadJob& job : plan.jobs) {
+      plan.bytes_read += bytes_to_read(job);
+      for (const PlannedCopy& copy : job.copies) {
+        plan.bytes_owned +=
+            copy.outer_count * copy.inner_count * size_of(copy.destination_dtype);
+      }
+    }
+    return plan;
+  }
+
+ private:
+  const MoeLayerSpec& layer_;
+  const FamilySpec& family_;
+  LoadLedger& ledger_;
+  std::map<std::pair<const TensorSource*, int64_t>, ReadJob> jobs_;
+};
+
+Part shared_part(Part part) {
+  return part == Part::kW1 ? Part::kSharedW1 : part == Part::kW3 ? Part::kSharedW3 : Part::kSharedW2;
+}
+
+}  // namespace
+
+std::vector<RowRange> rows_to_read(const ReadJob& job) {
+  std::vector<RowRange> ranges;
+  for (const PlannedCopy& copy : job.copies) {
+    ranges.push_back(
+        {copy.outer_begin, copy.outer_begin + (copy.outer_count - 1) * copy.outer_step + 1});
+  }
+  std::sort(ranges.begin(), ranges.end(),
+            [](const RowRange& a, const RowRange& b) { return a.begin < b.begin; });
+  std::vector<RowRange> merged;
+  for (const RowRange& range : ranges) {
+    if (!merged.empty() && range.begin <= merged.back().end) {
+      merged.back().end = std::max(merged.back().end, range.end);
+    } else {
+      merged.push_back(range);
+    }
+  }
+  return merged;
+}
+
+int64_t bytes_to_read(const ReadJob& job) {
+  int64_t rows = 0;
+  for (const RowRange& range : rows_to_read(job)) rows += range.end - range.begin;
+  return rows * job.slab_cols * size_of(job.source->tensor->info.dtype);
+}
+
+LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
+                    const LayerTensors& tensors, const ParallelConfig& parallel,
+                    const ExpertMap& experts, const LoadDestination& destination,
+                    LoadLedger& ledger) {
+  Planner planner(layer, family, ledger);
+  const auto kinds = [](bool bias) {
+    return bias ? std::vector{TensorKind::kWeight, TensorKind::kBias}
+                : std::vector{TensorKind::kWeight};
+  };
+  const Slice intermediate =
+      split_evenly(layer.intermediate_size, parallel.tp_size, parallel.tp_rank());
+  for (int expert = 0; expert < layer.num_experts; ++expert) {
+    const std::vector<int32_t> slots = experts.slots_of(parallel.ep_rank(), expert);
+    if (slots.empty()) continue;
+    for (const Part part : kParts) {
+      if (part == Part::kW3 && !layer.gated()) continue;
+      for (const TensorKind kind : kinds(tensors.expert_bias)) {
+        planner.add(*tensors.expert_source(expert, part, kind), part, part, kind, expert,
+                    intermediate, destination.layout, destination.slots, slots);
+      }
+    }
+  }
+  if (destination.loads_shared) {
+    const Slice shared_slice =
+        split_evenly(layer.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
+    for (const Part part : kParts) {
+      if (part == Part::kW3 && !destination.shared_layout.gated) continue;
+      for (const TensorKind kind : kinds(tensors.shared_bias)) {
+        planner.add(*tensors.single(shared_part(part), kind), part, shared_part(part), kind, -1,
+                    shared_slice, destination.shared_layout, destination.shared, {0});
+      }
+    }
+  }
+  return planner.finish();
+}
+
+}  // namespace gantry

@@ -1,0 +1,182 @@
+#include "loader/read_job.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "kernels/base/check.h"
+#include "kernels/base/float_convert.h"
+
+namespace gantry {
+namespace {
+
+// A chunk of consecutive file rows in staging memory.
+struct Chunk {
+  const std::byte* data;
+  int64_t row_begin;
+  int64_t row_end;
+  int64_t cols;
+  DType dtype;
+};
+
+// Copies a strided block with equal dtypes. `Element` is an unsigned integer of the dtype's size.
+template <typename Element>
+void copy_block(const Element* source, int64_t source_row_stride, int64_t source_col_stride,
+                Element* target, int64_t target_cols, int64_t rows, int64_t cols) {
+  if (source_col_stride == 1) {
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(target + r * target_cols, source + r * source_row_stride,
+                  static_cast<size_t>(cols) * sizeof(Element));
+    }
+    return;
+  }
+  // A transpose or interleaving: blocks keep both sides in cache.
+  constexpr int64_t kBlock = 32;
+  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
+    const int64_t r1 = std::min(rows, r0 + kBlock);
+    for (int64_t c0 = 0; c0 < cols; c0 += kBlock) {
+      const int64_t c1 = std::min(cols, c0 + kBlock);
+      for (int64_t r = r0; r < r1; ++r) {
+        for (int64_t c = c0; c < c1; ++c) {
+          target[r * target_cols + c] = source[r * source_row_stride + c * source_col_stride];
+        }
+      }
+    }
+  }
+}
+
+void widen_block(const Chunk& chunk, int64_t source_offset, int64_t source_row_stride,
+                 int64_t source_col_stride, float* target, int64_t target_cols, int64_t rows,
+                 int64_t cols) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      target[r * target_cols + c] =
+          load_as_f32(chunk.data, chunk.dtype,
+                      source_offset + r * source_row_stride + c * source_col_stride);
+    }
+  }
+}
+
+// Copies what the chunk holds of one planned copy; returns the range of outer indices written.
+RowRange copy_from_chunk(const PlannedCopy& copy, const Chunk& chunk) {
+  const auto first_index = [&](int64_t row) {  // first outer index at or after a file row
+    return std::clamp<int64_t>((row - copy.outer_begin + copy.outer_step - 1) / copy.outer_step, 0,
+                               copy.outer_count);
+  };
+  const int64_t begin = chunk.row_begin <= copy.outer_begin ? 0 : first_index(chunk.row_begin);
+  const int64_t end = chunk.row_end <= copy.outer_begin ? 0 : first_index(chunk.row_end);
+  if (begin >= end) return {0, 0};
+  if (copy.destination == nullptr) return {begin, end};
+
+  const int64_t first_row = copy.outer_begin + begin * copy.outer_step - chunk.row_begin;
+  const int64_t source_offset = first_row * chunk.cols + copy.inner_begin;
+  const int64_t outer_stride = copy.outer_step * chunk.cols;
+  const int64_t count = end - begin;
+  // In destination terms: rows x cols, with the source's stride along each.
+  const int64_t rows = copy.outer_is_row ? count : copy.inner_count;
+  const int64_t cols = copy.outer_is_row ? copy.inner_count : count;
+  const int64_t row_stride = copy.outer_is_row ? outer_stride : copy.inner_step;
+  const int64_t col_stride = copy.outer_is_row ? copy.inner_step : outer_stride;
+  const int64_t first_element = copy.outer_is_row ? begin * copy.destination_cols : begin;
+
+  std::byte* target = copy.destination + first_element * size_of(copy.destination_dtype);
+  const std::byte* source = chunk.data + source_offset * size_of(chunk.dtype);
+  if (copy.destination_dtype != chunk.dtype) {
+    widen_block(chunk, source_offset, row_stride, col_stride, reinterpret_cast<float*>(target),
+                copy.destination_cols, rows, cols);
+  } else if (size_of(chunk.dtype) == 2) {
+    copy_block(reinterpret_cast<const uint16_t*>(source), row_stride, col_stride,
+               reinterpret_cast<uint16_t*>(target), copy.destination_cols, rows, cols);
+  } else {
+    copy_block(reinterpret_cast<const uint32_t*>(source), row_stride, col_stride,
+               reinterpret_cast<uint32_t*>(target), copy.destination_cols, rows, cols);
+  }
+  return {begin, end};
+}
+
+template <typename Element>
+int64_t find_all_ones_exponent(const void* data, int64_t count, Element mask) noexcept {
+  const auto* bits = static_cast<const Element*>(data);
+  constexpr int64_t kStep = 4096;  // a branch-free pass over a step, then a search where it hit
+  for (int64_t begin = 0; begin < count; begin += kStep) {
+    const int64_t end = std::min(count, begin + kStep);
+    unsigned hit = 0;
+    for (int64_t i = begin; i < end; ++i) hit |= static_cast<unsigned>((bits[i] & mask) == mask);
+    if (hit == 0) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      if ((bits[i] & mask) == mask) return i;
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+int64_t find_non_finite(const void* data, DType dtype, int64_t count) noexcept {
+  switch (dtype) {
+    case DType::kBF16:
+      return find_all_ones_exponent<uint16_t>(data, count, 0x7f80);
+    case DType::kF16:
+      return find_all_ones_exponent<uint16_t>(data, count, 0x7c00);
+    case DType::kF32:
+      return find_all_ones_exponent<uint32_t>(data, count, 0x7f800000u);
+    default:
+      return -1;
+  }
+}
+
+void report_non_finite(const Checkpoint& checkpoint, const TensorSource& source, int expert,
+                       int64_t index, float value, LoadReport& report) {
+  const std::string file = checkpoint.files()[static_cast<size_t>(source.tensor->file)]
+                               .path()
+                               .filename()
+                               .string();
+  report.add({FindingKind::kNonFinite,
+              fmt::format("{}: element {} is {}{} ({})", source.name, index,
+                          std::isnan(value) ? "NaN" : "infinite",
+                          expert >= 0 ? fmt::format(", expert {}", expert) : "", file),
+              source.name, file, source.ref.layer, expert, std::string(to_string(source.ref.part))});
+}
+
+int64_t run_read_job(const Checkpoint& checkpoint, const ReadJob& job, const LoadOptions& options,
+                     LoadLedger& ledger, LoadReport& report) {
+  const CheckpointTensor& tensor = *job.source->tensor;
+  const SafetensorsFile& file = checkpoint.files()[static_cast<size_t>(tensor.file)];
+  const int64_t element = size_of(tensor.info.dtype);
+  const int64_t row_bytes = job.slab_cols * element;
+  const int64_t rows_per_chunk = std::max<int64_t>(1, options.staging_bytes / row_bytes);
+  std::vector<uint32_t> staging;  // aligned for every element type
+  int64_t bytes = 0;
+  bool finite = true;
+  for (const RowRange& range : rows_to_read(job)) {
+    for (int64_t row = range.begin; row < range.end; row += rows_per_chunk) {
+      const int64_t row_end = std::min(range.end, row + rows_per_chunk);
+      const int64_t chunk_bytes = (row_end - row) * row_bytes;
+      staging.resize(static_cast<size_t>((chunk_bytes + 3) / 4));
+      const int64_t first_element = job.slab_offset + row * job.slab_cols;
+      file.read(tensor.info.begin + first_element * element, staging.data(), chunk_bytes);
+      bytes += chunk_bytes;
+
+      const Chunk chunk{reinterpret_cast<const std::byte*>(staging.data()), row, row_end,
+                        job.slab_cols, tensor.info.dtype};
+      if (options.check_finite && finite) {
+        const int64_t bad =
+            find_non_finite(chunk.data, chunk.dtype, (row_end - row) * job.slab_cols);
+        if (bad >= 0) {
+          finite = false;  // one finding a tensor and expert says enough
+          report_non_finite(checkpoint, *job.source, job.expert, first_element + bad,
+                            load_as_f32(chunk.data, chunk.dtype, bad), report);
+        }
+      }
+      for (const PlannedCopy& copy : job.copies) {
+        const RowRange written = copy_from_chunk(copy, chunk);
+        ledger.record(copy.ledger_id, written.begin, written.end);
+      }
+      if (options.progress) options.progress(chunk_bytes);
+    }
+  }
+  return bytes;
+}
+
+}  // namespace gantry

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "loader/checkpoint.h"
+#include "loader/family_spec.h"
+#include "loader/load_report.h"
+#include "loader/moe_config.h"
+
+namespace gantry {
+
+/// A tensor of the checkpoint that belongs to a MoE layer.
+struct TensorSource {
+  std::string name;
+  const CheckpointTensor* tensor = nullptr;  ///< into the Checkpoint, which must stay alive
+  TensorRef ref;
+};
+
+/// The tensors of one MoE layer, by what they mean. Null: not there.
+struct LayerTensors {
+  /// Sources of kW1, kW3, kW2 (in this order) by expert and kind; fused tensors appear under each
+  /// expert and each of their parts.
+  struct Expert {
+    std::array<std::array<const TensorSource*, 2>, 3> parts{};
+  };
+  std::vector<Expert> experts;  // [E]
+  std::map<std::pair<Part, TensorKind>, const TensorSource*> singles;
+  bool expert_bias = false;  ///< the experts have biases
+  bool shared_bias = false;
+
+  [[nodiscard]] const TensorSource* expert_source(int expert, Part part, TensorKind kind) const;
+  [[nodiscard]] const TensorSource* single(Part part, TensorKind kind) const;
+};
+
+/// How many names of a checkpoint fell into which class.
+struct NameCounts {
+  int64_t total = 0;
+  int64_t expert = 0;     ///< weights of routed experts
+  int64_t layer = 0;      ///< other tensors of MoE layers: router, shared experts
+  int64_t model = 0;      ///< other parts of the model
+  int64_t auxiliary = 0;  ///< MTP layers: not loaded
+  int64_t ignored = 0;    ///< inside a MoE block, known to hold nothing that is computed
+  int64_t unknown = 0;    ///< findings
+};
+
+/// Every tensor name of a checkpoint accounted for: what each MoE layer should have according to
+/// the config, and what the checkpoint has.
+class TensorMap {
+ public:
+  /// Matches names, then (unless the checkpoint was opened by names only) shapes and dtypes.
+  /// Everything that does not fit is added to `report`; nothing is thrown for bad input.
+  /// @param checkpoint, config must outlive the map
+  static TensorMap build(const Checkpoint& checkpoint, const MoeModelConfig& config,
+                         LoadReport& report);
+
+  [[nodiscard]] const LayerTensors& layer(int layer) const;
+  [[nodiscard]] const NameMap& names() const noexcept { return *names_; }
+  [[nodiscard]] const NameCounts& counts() const noexcept { return counts_; }
+
+ private:
+  friend class TensorMapBuilder;
+  std::unique_ptr<NameMap> names_;
+  std::vector<std::unique_ptr<TensorSource>> sources_;
+  std::map<int, LayerTensors> layers_;
+  NameCounts counts_;
+};
+
+/// 0, 1, 2 for kW1, kW3, kW2.
+size_t expert_part_index(Part part);
+
+}  // namespace gantry

@@ -1,0 +1,237 @@
+#include "loader/weight_loader.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "kernels/base/check.h"
+#include "kernels/base/float_convert.h"
+#include "loader/read_job.h"
+
+namespace gantry {
+namespace {
+
+// Jobs are handed to readers in runs of consecutive file positions, about this much at a time: large
+// enough to read sequentially, small enough to keep all readers busy to the end.
+constexpr int64_t kBatchBytes = int64_t{16} << 20;
+
+std::vector<std::pair<size_t, size_t>> batches(const std::vector<ReadJob>& jobs) {
+  std::vector<std::pair<size_t, size_t>> runs;
+  size_t begin = 0;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    bytes += bytes_to_read(jobs[i]);
+    if (bytes >= kBatchBytes || i + 1 == jobs.size()) {
+      runs.emplace_back(begin, i + 1);
+      begin = i + 1;
+      bytes = 0;
+    }
+  }
+  return runs;
+}
+
+class SmallTensorReader {
+ public:
+  SmallTensorReader(const Checkpoint& checkpoint, const LayerTensors& tensors,
+                    const LoadOptions& options, LoadReport& report, LoadStats& stats)
+      : checkpoint_(checkpoint),
+        tensors_(tensors),
+        options_(options),
+        report_(report),
+        stats_(stats) {}
+
+  // The whole tensor as f32, or an empty buffer if the layer has none.
+  Buffer<float> floats(Part part, TensorKind kind = TensorKind::kWeight) {
+    const TensorSource* source = tensors_.single(part, kind);
+    if (source == nullptr) return {};
+    const std::vector<uint32_t> raw = read(*source);
+    const TensorInfo& info = source->tensor->info;
+    Buffer<float> values(static_cast<size_t>(info.num_elements()));
+    convert_to_f32(raw.data(), info.dtype, info.num_elements(), values.data());
+    const int64_t bad = find_non_finite(values.data(), DType::kF32, info.num_elements());
+    if (options_.check_finite && bad >= 0) {
+      report_non_finite(checkpoint_, *source, -1, bad, values[static_cast<size_t>(bad)], report_);
+    }
+    stats_.bytes_owned += info.num_elements() * 4;
+    return values;
+  }
+
+  Buffer<int32_t> expert_ids(Part part, int num_experts) {
+    const TensorSource* source = tensors_.single(part, TensorKind::kWeight);
+    if (source == nullptr) return {};
+    const std::vector<uint32_t> raw = read(*source);
+    const TensorInfo& info = source->tensor->info;
+    Buffer<int32_t> ids(static_cast<size_t>(info.num_elements()));
+    for (size_t i = 0; i < ids.size(); ++i) {
+      int64_t id = 0;
+      if (info.dtype == DType::kI64) {
+        std::memcpy(&id, reinterpret_cast<const std::byte*>(raw.data()) + i * 8, 8);
+      } else {
+        id = static_cast<int32_t>(raw[i]);
+      }
+      if (id < 0 || id >= num_experts) {
+        report_.add({FindingKind::kValue,
+                     fmt::format("{}: element {}: expected an expert id below {}, found {}",
+                                 source->name, i, num_experts, id),
+                     source->name, "", source->ref.layer, -1, std::string(to_string(part))});
+        return {};
+      }
+      ids[i] = static_cast<int32_t>(id);
+    }
+    stats_.bytes_owned += info.num_elements() * 4;
+    return ids;
+  }
+
+ private:
+  std::vector<uint32_t> read(const TensorSource& source) {
+    const CheckpointTensor& tensor = *source.tensor;
+    const int64_t bytes = tensor.info.num_bytes();
+    std::vector<uint32_t> raw(static_cast<size_t>((bytes + 3) / 4));
+    checkpoint_.files()[static_cast<size_t>(tensor.file)].read(tensor.info.begin, raw.data(), bytes);
+    stats_.bytes_read += bytes;
+    if (options_.progress) options_.progress(bytes);
+    return raw;
+  }
+
+  const Checkpoint& checkpoint_;
+  const LayerTensors& tensors_;
+  const LoadOptions& options_;
+  LoadReport& report_;
+  LoadStats& stats_;
+};
+
+DType expert_dtype(const LayerTensors& tensors) {
+  return tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
+}
+
+}  // namespace
+
+int64_t MoeLayerWeights::owned_bytes() const noexcept {
+  const auto floats = router.size() + router_bias.size() + correction_bias.size() +
+                      per_expert_scale.size() + router_scale.size() + hash_table.size() +
+                      shared_gate.size() + latent_in.size() + latent_out.size() +
+                      latent_in_bias.size() + latent_out_bias.size();
+  return static_cast<int64_t>(slots.size() + shared.size() + floats * sizeof(float));
+}
+
+std::string infeasible_reason(const MoeLayerSpec& layer, int tp_size, int ep_size) {
+  if (tp_size > layer.intermediate_size) {
+    return fmt::format("tp {} > intermediate size {}", tp_size, layer.intermediate_size);
+  }
+  if (layer.shared.intermediate_size > 0 && tp_size > layer.shared.intermediate_size) {
+    return fmt::format("tp {} > shared intermediate size {}", tp_size,
+                       layer.shared.intermediate_size);
+  }
+  if (ep_size > layer.num_experts) {
+    return fmt::format("ep {} > {} experts", ep_size, layer.num_experts);
+  }
+  return "";
+}
+
+MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
+                                       const ExpertMap& experts, bool with_memory) const {
+  const LayerTensors& tensors = tensors_->layer(spec.layer);
+  const std::string reason = infeasible_reason(spec, parallel.tp_size, parallel.ep_size);
+  GANTRY_CHECK(reason.empty(), ErrorCode::kInvalidArgument, "layer {} cannot be split: {}",
+               spec.layer, reason);
+  GANTRY_CHECK(experts.num_experts() == spec.num_experts && experts.ep_size() == parallel.ep_size,
+               ErrorCode::kInvalidArgument,
+               "layer {}: expected an expert map for {} experts on {} ranks, found {} on {}",
+               spec.layer, spec.num_experts, parallel.ep_size, experts.num_experts(),
+               experts.ep_size());
+  MoeLayerWeights weights;
+  weights.spec = spec;
+  weights.parallel = parallel;
+  const Slice slice = split_evenly(spec.intermediate_size, parallel.tp_size, parallel.tp_rank());
+  weights.layout = SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias,
+                                      slice.size(), spec.expert_hidden_size);
+  weights.num_slots = experts.num_slots(parallel.ep_rank());
+  if (with_memory) {
+    weights.slots =
+        ByteBuffer(static_cast<size_t>(weights.num_slots * weights.layout.stride_bytes));
+  }
+  if (spec.shared.intermediate_size > 0 && parallel.leads_dp_group()) {
+    const Slice shared =
+        split_evenly(spec.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
+    weights.shared_layout = SlotLayout::create(
+        tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype,
+        is_gated(spec.shared.activation.kind), tensors.shared_bias, shared.size(),
+        spec.hidden_size);
+    if (with_memory) {
+      weights.shared = ByteBuffer(static_cast<size_t>(weights.shared_layout.stride_bytes));
+    }
+  }
+  return weights;
+}
+
+LoadPlan WeightLoader::plan(int layer, const ParallelConfig& parallel,
+                            const ExpertMap& experts) const {
+  const MoeLayerSpec* spec = config_->find_layer(layer);
+  GANTRY_CHECK(spec != nullptr, ErrorCode::kInvalidArgument, "layer {} is not a MoE layer", layer);
+  const MoeLayerWeights weights = allocate(*spec, parallel, experts, /*with_memory=*/false);
+  LoadLedger ledger;
+  const LoadDestination destination{
+      .layout = weights.layout,
+      .slots = nullptr,
+      .shared_layout = weights.shared_layout,
+      .shared = nullptr,
+      .loads_shared = spec->shared.intermediate_size > 0 && parallel.leads_dp_group()};
+  return plan_layer(*spec, *config_->family, tensors_->layer(layer), parallel, experts, destination,
+                    ledger);
+}
+
+void WeightLoader::load_small_tensors(MoeLayerWeights& weights, const LoadOptions& options,
+                                      LoadReport& report, LoadStats& stats) const {
+  SmallTensorReader reader(*checkpoint_, tensors_->layer(weights.spec.layer), options, report,
+                           stats);
+  weights.router = reader.floats(Part::kRouter);
+  weights.router_bias = reader.floats(Part::kRouter, TensorKind::kBias);
+  weights.correction_bias = reader.floats(Part::kCorrectionBias);
+  weights.per_expert_scale = reader.floats(Part::kPerExpertScale);
+  weights.router_scale = reader.floats(Part::kRouterScale);
+  weights.hash_table = reader.expert_ids(Part::kHashTable, weights.spec.num_experts);
+  weights.shared_gate = reader.floats(Part::kSharedGate);
+  weights.latent_in = reader.floats(Part::kLatentIn);
+  weights.latent_out = reader.floats(Part::kLatentOut);
+  weights.latent_in_bias = reader.floats(Part::kLatentIn, TensorKind::kBias);
+  weights.latent_out_bias = reader.floats(Part::kLatentOut, TensorKind::kBias);
+}
+
+MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parallel,
+                                         const ExpertMap& experts, const LoadOptions& options,
+                                         LoadReport& report, LoadStats& stats) const {
+  const auto start = std::chrono::steady_clock::now();
+  const MoeLayerSpec* spec = config_->find_layer(layer);
+  GANTRY_CHECK(spec != nullptr, ErrorCode::kInvalidArgument, "layer {} is not a MoE layer", layer);
+  MoeLayerWeights weights = allocate(*spec, parallel, experts, /*with_memory=*/true);
+
+  LoadLedger ledger;
+  const LoadDestination destination{.layout = weights.layout,
+                                    .slots = weights.slots.data(),
+                                    .shared_layout = weights.shared_layout,
+                                    .shared = weights.shared.data(),
+                                    .loads_shared = weights.shared.size() > 0};
+  const LoadPlan plan = plan_layer(*spec, *config_->family, tensors_->layer(layer), parallel,
+                                   experts, destination, ledger);
+  const auto runs = batches(plan.jobs);
+  std::atomic<int64_t> bytes_read = 0;
+  parallel_for(options.threads, static_cast<int64_t>(runs.size()), [&](int64_t task) {
+    const auto [begin, end] = runs[static_cast<size_t>(task)];
+    for (size_t i = begin; i < end; ++i) {
+      bytes_read += run_read_job(*checkpoint_, plan.jobs[i], options, ledger, report);
+    }
+  });
+  ledger.finish(report);
+
+  LoadStats own;
+  own.bytes_read = bytes_read;
+  own.bytes_owned = plan.bytes_owned;
+  load_small_tensors(weights, options, report, own);
+  own.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  stats += own;
+  return weights;
+}
+
+}  // namespace gantry

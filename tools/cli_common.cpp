@@ -1,0 +1,145 @@
+#include "tools/cli_common.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "kernels/base/check.h"
+#include "loader/family_spec.h"
+
+namespace gantry::cli {
+
+void add_common_options(CLI::App& app, CommonOptions& options) {
+  app.add_flag("--json", options.json, "one JSON object a line on stdout");
+  app.add_flag("--quiet,-q", options.quiet, "only the result and errors");
+  app.add_flag("--no-progress", options.no_progress, "no progress on stderr");
+  app.add_option("--threads", options.threads, "threads (0: every CPU of this process)")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+}
+
+void add_parallel_options(CLI::App& app, ParallelOptions& options) {
+  app.add_option("--tp", options.tp, "tensor parallel size")->capture_default_str();
+  app.add_option("--ep", options.ep, "expert parallel size")->capture_default_str();
+  app.add_option("--dp", options.dp, "token groups among the EP ranks")->capture_default_str();
+  app.add_option("--placement", options.placement, "linear or round_robin")->capture_default_str();
+}
+
+ParallelConfig ParallelOptions::config() const {
+  const ParallelConfig config{.tp_size = tp, .ep_size = ep, .dp_size = dp, .rank = 0};
+  validate(config);
+  return config;
+}
+
+void Output::text(std::string_view line) const {
+  if (!json_ && !quiet_) result(line);
+}
+
+void Output::result(std::string_view line) const {
+  if (json_) return;
+  std::fwrite(line.data(), 1, line.size(), stdout);
+  std::fputc('\n', stdout);
+}
+
+void Output::event(std::string_view event, nlohmann::ordered_json fields) const {
+  if (!json_) return;
+  nlohmann::ordered_json object;
+  object["event"] = event;
+  object.update(fields);
+  const std::string line =
+      object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  std::fwrite(line.data(), 1, line.size(), stdout);
+  std::fputc('\n', stdout);
+}
+
+void Output::report(const LoadReport& report, size_t max_lines) const {
+  for (const std::string& note : report.notes()) {
+    text(fmt::format("note: {}", note));
+    event("note", {{"message", note}});
+  }
+  for (const Finding& finding : report.findings()) {
+    event("finding", {{"kind", to_string(finding.kind)},
+                      {"message", finding.message},
+                      {"tensor", finding.tensor},
+                      {"file", finding.file},
+                      {"layer", finding.layer},
+                      {"expert", finding.expert},
+                      {"part", finding.part}});
+  }
+  if (!report.ok()) result(summarize(report, max_lines));
+}
+
+ProgressMeter::ProgressMeter(std::string what, int64_t total_bytes, const CommonOptions& options)
+    : what_(std::move(what)),
+      total_bytes_(total_bytes),
+      enabled_(!options.quiet && !options.no_progress),
+      terminal_(isatty(STDERR_FILENO) == 1),
+      start_(std::chrono::steady_clock::now()),
+      last_(start_) {}
+
+ProgressMeter::~ProgressMeter() {
+  const std::scoped_lock lock(mutex_);
+  if (enabled_ && (printed_ || terminal_)) print(/*last=*/true);
+}
+
+void ProgressMeter::add(int64_t bytes) {
+  const std::scoped_lock lock(mutex_);
+  done_bytes_ += bytes;
+  if (!enabled_) return;
+  const auto now = std::chrono::steady_clock::now();
+  const auto interval = terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(3000);
+  if (now - last_ < interval) return;
+  last_ = now;
+  print(/*last=*/false);
+}
+
+void ProgressMeter::print(bool last) {
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const double rate = seconds > 0 ? static_cast<double>(done_bytes_) / seconds : 0.0;
+  const double left =
+      rate > 0 ? static_cast<double>(std::max<int64_t>(0, total_bytes_ - done_bytes_)) / rate : 0.0;
+  const double percent =
+      total_bytes_ > 0 ? 100.0 * static_cast<double>(done_bytes_) / static_cast<double>(total_bytes_)
+                       : 100.0;
+  const std::string line =
+      fmt::format("{} {} / {} ({:.0f} %) {:.0f} MB/s, {}", what_, human_bytes(done_bytes_),
+                  human_bytes(total_bytes_), percent, rate / 1e6,
+                  last ? fmt::format("{:.1f} s", seconds) : fmt::format("{:.0f} s left", left));
+  if (terminal_) {
+    fmt::print(stderr, "\r\x1b[K{}{}", line, last ? "\n" : "");
+  } else {
+    fmt::print(stderr, "{}\n", line);
+  }
+  std::fflush(stderr);
+  printed_ = true;
+}
+
+int64_t peak_rss_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+std::string human_bytes(int64_t bytes) {
+  const auto value = static_cast<double>(bytes);
+  if (value >= 1e9) return fmt::format("{:.2f} GB", value / 1e9);
+  if (value >= 1e6) return fmt::format("{:.1f} MB", value / 1e6);
+  if (value >= 1e3) return fmt::format("{:.1f} KB", value / 1e3);
+  return fmt::format("{} B", bytes);
+}
+
+LayerRange parse_layer_range(const std::string& text) {
+  if (text.empty()) return {};
+  const size_t dash = text.find('-');
+  const std::optional<int> first = parse_index(text.substr(0, dash));
+  const std::optional<int> last =
+      dash == std::string::npos ? first : parse_index(text.substr(dash + 1));
+  GANTRY_CHECK(first && last && *first <= *last, ErrorCode::kInvalidArgument,
+               "--layers: expected N or A-B, found '{}'", text);
+  return {*first, *last};
+}
+
+}  // namespace gantry::cli

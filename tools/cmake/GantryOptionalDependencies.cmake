@@ -1,0 +1,32 @@
+# Finds what is used when it is there: MPI, the CUDA toolkit, NCCL. Nothing is downloaded.
+# Sets GANTRY_HAVE_MPI, GANTRY_HAVE_CUDA, GANTRY_HAVE_NCCL.
+
+set(GANTRY_HAVE_MPI OFF)
+if(NOT GANTRY_WITH_MPI STREQUAL "OFF")
+  find_package(MPI QUIET COMPONENTS CXX)
+  if(MPI_CXX_FOUND)
+    set(GANTRY_HAVE_MPI ON)
+  elseif(GANTRY_WITH_MPI STREQUAL "ON")
+    message(FATAL_ERROR "GANTRY_WITH_MPI=ON, but no MPI was found")
+  endif()
+endif()
+
+set(GANTRY_HAVE_CUDA OFF)
+if(NOT GANTRY_WITH_CUDA STREQUAL "OFF")
+  find_package(CUDAToolkit QUIET)
+  if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE)
+    set(GANTRY_HAVE_CUDA ON)
+  elseif(GANTRY_WITH_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "GANTRY_WITH_CUDA=ON, but no CUDA toolkit with nvcc was found")
+  endif()
+endif()
+
+set(GANTRY_HAVE_NCCL OFF)
+if(NOT GANTRY_WITH_NCCL STREQUAL "OFF")
+  find_path(GANTRY_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+  if(GANTRY_NCCL_INCLUDE_DIR)
+    set(GANTRY_HAVE_NCCL ON)
+  elseif(GANTRY_WITH_NCCL STREQUAL "ON")
+    message(FATAL_ERROR "GANTRY_WITH_NCCL=ON, but nccl.h was not found")
+  endif()
+endif()

@@ -1,0 +1,79 @@
+# Functions that create Gantry's targets, so that each folder's CMakeLists.txt only lists files.
+
+# Compiler flags that every target of ours shares.
+function(gantry_configure target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wconversion)
+  if(GANTRY_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(GANTRY_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${GANTRY_SANITIZE} -fno-omit-frame-pointer
+                                             -fno-sanitize-recover=all)
+    target_link_options(${target} PUBLIC -fsanitize=${GANTRY_SANITIZE})
+  endif()
+  if(GANTRY_BUILD_FUZZERS)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
+endfunction()
+
+# gantry_add_library(kernels SOURCES a.cpp ... DEPENDS gantry::x ... PRIVATE_DEPENDS y ...)
+function(gantry_add_library folder)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;PRIVATE_DEPENDS" ${ARGN})
+  set(target gantry_${folder})
+  add_library(${target} STATIC ${ARG_SOURCES})
+  add_library(gantry::${folder} ALIAS ${target})
+  set_target_properties(${target} PROPERTIES EXPORT_NAME ${folder})
+  gantry_configure(${target})
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                                              $<INSTALL_INTERFACE:include/gantry>)
+  target_link_libraries(${target} PUBLIC ${ARG_DEPENDS} PRIVATE ${ARG_PRIVATE_DEPENDS})
+endfunction()
+
+# Sets the instruction-set flags of single files; nothing else in the build has any.
+function(gantry_isa_sources isa)
+  set(avx2 -mavx2 -mfma -mf16c)
+  # GCC 12's AVX-512 headers read variables that they leave undefined on purpose (GCC PR 105593).
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -Wno-uninitialized
+             -Wno-maybe-uninitialized)
+  string(TOLOWER ${isa} key)
+  if(NOT DEFINED ${key})
+    message(FATAL_ERROR "gantry_isa_sources: unknown ISA '${isa}'")
+  endif()
+  # -ffp-contract=off: a product and a sum fuse only where the code says so, so that results do not
+  # depend on what the compiler makes of an expression.
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${${key}};-ffp-contract=off")
+endfunction()
+
+# gantry_add_test(safetensors loader/safetensors_test.cpp [DEPENDS ...] [LABELS ...] [TIMEOUT s])
+function(gantry_add_test name source)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "DEPENDS;LABELS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 600)
+  endif()
+  set(target ${name}_test)
+  add_executable(${target} ${source})
+  gantry_configure(${target})
+  target_link_libraries(${target} PRIVATE gantry::runtime gantry_test_support GTest::gtest_main
+                                          GTest::gmock ${ARG_DEPENDS})
+  add_test(NAME ${name} COMMAND ${target})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+  if(ARG_LABELS)
+    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}")
+  endif()
+endfunction()
+
+function(gantry_print_summary)
+  message(STATUS "Gantry ${PROJECT_VERSION}: ${CMAKE_BUILD_TYPE}, ${CMAKE_CXX_COMPILER_ID} "
+                 "${CMAKE_CXX_COMPILER_VERSION}")
+  foreach(part MPI CUDA NCCL)
+    if(GANTRY_HAVE_${part})
+      message(STATUS "  ${part}: found")
+    else()
+      message(STATUS "  ${part}: not used (GANTRY_WITH_${part}=${GANTRY_WITH_${part}})")
+    endif()
+  endforeach()
+  if(NOT GANTRY_HAVE_CUDA)
+    message(STATUS "  no CUDA toolkit: this build is CPU only")
+  endif()
+endfunction()

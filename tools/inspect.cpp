@@ -1,0 +1,189 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <set>
+
+#include "kernels/base/check.h"
+#include "loader/expected_tensors.h"
+#include "tools/commands.h"
+#include "tools/model_session.h"
+
+namespace gantry::cli {
+namespace {
+
+struct InspectOptions {
+  CommonOptions common;
+  ParallelOptions parallel;
+  std::string directory;
+  int rank = 0;
+};
+
+std::string_view stacking_name(Stacking stacking) {
+  switch (stacking) {
+    case Stacking::kSingle:
+      return "single";
+    case Stacking::kPerExpert:
+      return "per expert";
+    case Stacking::kStacked3d:
+      return "fused 3-D";
+    case Stacking::kStacked2d:
+      return "stacked 2-D";
+  }
+  return "";
+}
+
+std::string pattern_text(const TensorPattern& pattern) {
+  std::string text(stacking_name(pattern.stacking));
+  text += pattern.orientation == Orientation::kOutIn ? " [out, in]" : " [in, out]";
+  if (pattern.gate_up == GateUp::kConcatenated) text += ", gate and up concatenated";
+  if (pattern.gate_up == GateUp::kInterleaved) text += ", gate and up interleaved";
+  return text;
+}
+
+// The spellings of a layer's experts, in the words above.
+std::string spelling(const ModelSession& session, const MoeLayerSpec& spec) {
+  std::set<std::string> spellings;
+  const LayerTensors& tensors = session.tensors().layer(spec.layer);
+  for (const LayerTensors::Expert& expert : tensors.experts) {
+    for (const auto& part : expert.parts) {
+      if (part[0] == nullptr) continue;
+      const auto index = static_cast<size_t>(part[0]->ref.pattern);
+      spellings.insert(pattern_text(session.config().family->tensors[index]));
+    }
+  }
+  return fmt::format("{}", fmt::join(spellings, " + "));
+}
+
+std::string dtype_text(const TensorSource* source) {
+  if (source == nullptr || source->tensor->file < 0) return "-";
+  return std::string(to_string(source->tensor->info.dtype));
+}
+
+struct LayerRow {
+  std::string text;
+  nlohmann::ordered_json fields;
+};
+
+LayerRow describe_layer(const ModelSession& session, const MoeLayerSpec& spec) {
+  const LayerTensors& tensors = session.tensors().layer(spec.layer);
+  const std::string experts = dtype_text(tensors.expert_source(0, Part::kW2, TensorKind::kWeight));
+  const std::string router = dtype_text(tensors.single(Part::kRouter, TensorKind::kWeight));
+  const std::string shared = dtype_text(tensors.single(Part::kSharedW2, TensorKind::kWeight));
+  const int64_t weights = spec.num_experts * (spec.gated() ? 3 : 2) * spec.intermediate_size *
+                          spec.expert_hidden_size;
+  const TensorSource* any = tensors.expert_source(0, Part::kW2, TensorKind::kWeight);
+  const int64_t bytes =
+      any != nullptr && any->tensor->file >= 0 ? weights * size_of(any->tensor->info.dtype) : 0;
+  LayerRow row;
+  row.text = fmt::format("E {} top-{} H {} I {}, experts {} {} ({}), router {}, shared {}, {}",
+                         spec.num_experts, spec.routing.top_k, spec.hidden_size,
+                         spec.intermediate_size, experts, human_bytes(bytes),
+                         spelling(session, spec), router,
+                         spec.shared.intermediate_size > 0
+                             ? fmt::format("{} I {}", shared, spec.shared.intermediate_size)
+                             : std::string("none"),
+                         to_string(spec.activation.kind));
+  row.fields = {{"layer", spec.layer},
+                {"num_experts", spec.num_experts},
+                {"top_k", spec.routing.top_k},
+                {"hidden_size", spec.hidden_size},
+                {"intermediate_size", spec.intermediate_size},
+                {"experts_dtype", experts},
+                {"experts_bytes", bytes},
+                {"spelling", spelling(session, spec)},
+                {"router_dtype", router},
+                {"shared_dtype", shared},
+                {"shared_intermediate_size", spec.shared.intermediate_size},
+                {"activation", to_string(spec.activation.kind)}};
+  return row;
+}
+
+// Consecutive layers that look the same share a line.
+void print_layers(const ModelSession& session, const Output& output) {
+  const auto& layers = session.config().layers;
+  for (size_t begin = 0; begin < layers.size();) {
+    const LayerRow row = describe_layer(session, layers[begin]);
+    output.event("layer", row.fields);
+    size_t end = begin + 1;
+    while (end < layers.size()) {
+      const LayerRow next = describe_layer(session, layers[end]);
+      if (next.text != row.text) break;
+      output.event("layer", next.fields);
+      ++end;
+    }
+    const std::string range =
+        end - begin == 1 ? std::to_string(layers[begin].layer)
+                         : fmt::format("{}-{}", layers[begin].layer, layers[end - 1].layer);
+    output.text(fmt::format("  layer {:<8} {}", range, row.text));
+    begin = end;
+  }
+}
+
+void print_plan(const ModelSession& session, const InspectOptions& options, const Output& output) {
+  ParallelConfig parallel = options.parallel.config();
+  parallel.rank = options.rank;
+  validate(parallel);
+  const WeightLoader loader(session.checkpoint(), session.config(), session.tensors());
+  int64_t reads = 0;
+  int64_t bytes_read = 0;
+  int64_t bytes_owned = 0;
+  std::string placement;
+  for (const MoeLayerSpec& spec : session.config().layers) {
+    const ExpertMap experts = ExpertMap::create(spec.num_experts, parallel.ep_size,
+                                                options.parallel.parsed_placement());
+    placement = experts.describe();
+    const LoadPlan plan = loader.plan(spec.layer, parallel, experts);
+    reads += static_cast<int64_t>(plan.jobs.size());
+    bytes_read += plan.bytes_read;
+    bytes_owned += plan.bytes_owned;
+  }
+  output.text(fmt::format("load plan of {}:", describe(parallel)));
+  output.text(fmt::format("  experts: {}", placement));
+  output.text(fmt::format("  {} tensor parts, {} to read, {} owned", reads, human_bytes(bytes_read),
+                          human_bytes(bytes_owned)));
+  output.event("plan", {{"rank", parallel.rank},
+                        {"placement", placement},
+                        {"parts", reads},
+                        {"bytes_read", bytes_read},
+                        {"bytes_owned", bytes_owned}});
+}
+
+int run_inspect(const InspectOptions& options) {
+  const Output output(options.common);
+  ModelSession session(options.directory, /*names_only=*/false);
+  const MoeModelConfig& config = session.config();
+  output.text(fmt::format("{}: family {} (model_type {}), {} layers, {} of them MoE, prefix '{}'",
+                          options.directory, config.family->name, config.model_type,
+                          config.num_layers, config.layers.size(),
+                          session.tensors().names().prefix()));
+  output.text(fmt::format("{} tensors, {} in {} file(s)", session.tensors().counts().total,
+                          human_bytes(session.checkpoint().total_bytes()),
+                          session.checkpoint().files().size()));
+  output.event("model", {{"directory", options.directory},
+                         {"family", config.family->name},
+                         {"model_type", config.model_type},
+                         {"num_layers", config.num_layers},
+                         {"num_moe_layers", config.layers.size()},
+                         {"prefix", session.tensors().names().prefix()},
+                         {"bytes", session.checkpoint().total_bytes()}});
+  print_layers(session, output);
+  output.report(session.report(), 20);
+  if (!session.report().ok()) return kExitFinding;
+  print_plan(session, options, output);
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app, std::function<int()>& chosen) {
+  auto options = std::make_shared<InspectOptions>();
+  CLI::App* command =
+      app.add_subcommand("inspect", "What a checkpoint holds and what a rank would load of it");
+  command->add_option("DIR", options->directory, "checkpoint directory")->required();
+  command->add_option("--rank", options->rank, "the rank whose load plan is shown")
+      ->capture_default_str();
+  add_parallel_options(*command, options->parallel);
+  add_common_options(*command, options->common);
+  command->callback([options, &chosen] { chosen = [options] { return run_inspect(*options); }; });
+}
+
+}  // namespace gantry::cli

@@ -1,0 +1,35 @@
+#pragma once
+
+// Reference outputs for MoE blocks: "<block>.input" and "<block>.output" in a safetensors file.
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "loader/moe_config.h"
+
+namespace gantry::cli {
+
+/// What one MoE block got and gave.
+struct ReferenceBlock {
+  std::string name;           ///< the block's path, as the file spells it
+  std::vector<float> input;   // [T, H]
+  std::vector<float> output;  // [T, H]
+};
+
+struct Reference {
+  std::map<int, ReferenceBlock> blocks;  ///< by decoder layer
+  std::vector<int32_t> token_ids;        ///< [T] from "input_ids", or empty
+};
+
+/// Reads the blocks of MoE layers. Block paths may be those of the checkpoint or of the module tree:
+/// only the layer number in them counts.
+/// @throws Error kFormat if shapes do not fit the config; kInvalidArgument if no block matches
+Reference read_reference(const std::filesystem::path& file, const MoeModelConfig& config);
+
+/// ||y - ref||_F / ||ref||_F; NaN or infinity in y give infinity.
+double relative_error(const std::vector<float>& y, const std::vector<float>& reference);
+
+}  // namespace gantry::cli

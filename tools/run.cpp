@@ -1,0 +1,244 @@
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+
+#include "kernels/base/check.h"
+#include "kernels/base/float_convert.h"
+#include "loader/safetensors_writer.h"
+#include "tools/commands.h"
+#include "tools/model_session.h"
+
+namespace gantry::cli {
+namespace {
+
+struct RunOptions {
+  CommonOptions common;
+  ParallelOptions parallel;
+  std::string directory;
+  std::string layers;
+  int64_t tokens = 64;
+  std::string input;
+  std::string output;
+  std::string activations = "bf16";
+  int repeat = 3;
+  uint64_t seed = 0;
+};
+
+// The tensor "hidden_states", or the only tensor of the file.
+std::vector<float> read_hidden_states(const std::string& path, int64_t hidden_size) {
+  const SafetensorsFile file(path);
+  const TensorInfo* info = file.find("hidden_states");
+  if (info == nullptr && file.header().tensors.size() == 1) info = &file.header().tensors[0];
+  GANTRY_CHECK(info != nullptr, ErrorCode::kInvalidArgument,
+               "{}: expected a tensor 'hidden_states' or a single tensor, found {} tensors", path,
+               file.header().tensors.size());
+  GANTRY_CHECK(is_plain_float(info->dtype) && info->shape.size() == 2 &&
+                   info->shape[1] == hidden_size,
+               ErrorCode::kInvalidArgument, "{}: expected floats [T, {}], found {} {}", path,
+               hidden_size, info->name, describe(*info));
+  std::vector<std::byte> raw(static_cast<size_t>(info->num_bytes()));
+  file.read(info->begin, raw.data(), info->num_bytes());
+  std::vector<float> values(static_cast<size_t>(info->num_elements()));
+  convert_to_f32(raw.data(), info->dtype, info->num_elements(), values.data());
+  return values;
+}
+
+std::vector<float> random_hidden_states(int64_t num_tokens, int64_t hidden_size, uint64_t seed) {
+  std::mt19937_64 engine(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<size_t>(num_tokens * hidden_size));
+  for (float& value : values) value = normal(engine);
+  return values;
+}
+
+// Tokens of each expert as a bar chart of at most 32 columns, lightest to heaviest.
+std::string histogram(const std::vector<int64_t>& tokens) {
+  constexpr std::array<std::string_view, 9> kBars = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+  std::vector<int64_t> sorted = tokens;
+  std::sort(sorted.begin(), sorted.end());
+  const size_t columns = std::min<size_t>(32, sorted.size());
+  const int64_t top = std::max<int64_t>(1, sorted.back());
+  std::string text;
+  for (size_t c = 0; c < columns; ++c) {
+    const int64_t value = sorted[(c * sorted.size() + sorted.size() / 2) / columns];
+    text += kBars[static_cast<size_t>((value * 8 + top - 1) / top)];
+  }
+  return text;
+}
+
+struct LayerSummary {
+  int layer = 0;
+  LoadStats load;
+  ForwardTimes times;  // median of the repeats, of the slowest rank
+  std::vector<int64_t> tokens_per_expert;
+};
+
+ForwardTimes slowest(const std::vector<RankResult>& results) {
+  const auto found = std::max_element(results.begin(), results.end(), [](const auto& a, const auto& b) {
+    return a.times.total_us() < b.times.total_us();
+  });
+  return found->times;
+}
+
+void print_layer(const LayerSummary& summary, int64_t num_tokens, const Output& output) {
+  const ForwardTimes& t = summary.times;
+  const auto& loads = summary.tokens_per_expert;
+  const auto [low, high] = std::minmax_element(loads.begin(), loads.end());
+  int64_t total = 0;
+  for (const int64_t n : loads) total += n;
+  const double mean = static_cast<double>(total) / static_cast<double>(loads.size());
+  output.text(fmt::format(
+      "  layer {:<3} load {:>8} {:>6.2f} GB/s | forward {:>9.3f} ms = route {:.3f} + dispatch {:.3f} + "
+      "experts {:.3f} + combine {:.3f} | {:>8.0f} tokens/s",
+      summary.layer, human_bytes(summary.load.bytes_owned),
+      static_cast<double>(summary.load.bytes_read) / 1e9 / std::max(1e-9, summary.load.seconds),
+      t.total_us() / 1e3, t.route_us / 1e3, t.dispatch_us / 1e3, t.experts_us / 1e3,
+      t.combine_us / 1e3, static_cast<double>(num_tokens) * 1e6 / std::max(1e-9, t.total_us())));
+  output.text(fmt::format("            tokens per expert [{}] min {} mean {:.1f} max {}",
+                          histogram(loads), *low, mean, *high));
+  output.event("layer", {{"layer", summary.layer},
+                         {"bytes_read", summary.load.bytes_read},
+                         {"bytes_owned", summary.load.bytes_owned},
+                         {"load_seconds", summary.load.seconds},
+                         {"forward_ms", t.total_us() / 1e3},
+                         {"route_ms", t.route_us / 1e3},
+                         {"dispatch_ms", t.dispatch_us / 1e3},
+                         {"experts_ms", t.experts_us / 1e3},
+                         {"combine_ms", t.combine_us / 1e3},
+                         {"tokens_per_expert", loads}});
+}
+
+void write_outputs(const std::string& path, const std::map<int, std::vector<float>>& outputs,
+                   int64_t num_tokens) {
+  std::vector<TensorInfo> tensors;
+  for (const auto& [layer, values] : outputs) {
+    TensorInfo info;
+    info.name = fmt::format("layers.{}.output", layer);
+    info.dtype = DType::kF32;
+    info.shape = {num_tokens, num_tokens > 0 ? static_cast<int64_t>(values.size()) / num_tokens : 0};
+    tensors.push_back(std::move(info));
+  }
+  SafetensorsWriter writer(path, std::move(tensors), {{"format", "pt"}});
+  for (const auto& [layer, values] : outputs) {
+    writer.write(fmt::format("layers.{}.output", layer), 0, std::as_bytes(std::span(values)));
+  }
+  writer.finish();
+}
+
+int run_run(const RunOptions& options) {
+  const Output output(options.common);
+  const ParallelConfig parallel = options.parallel.config();
+  const LayerRange range = parse_layer_range(options.layers);
+  GANTRY_CHECK(options.tokens >= 0, ErrorCode::kInvalidArgument, "--tokens: expected at least 0");
+  ModelSession session(options.directory, /*names_only=*/false);
+  const MoeModelConfig& config = session.config();
+  output.text(fmt::format("{}: family {}, {}; {}", options.directory, config.family->name,
+                          describe(parallel), cpu_model_name()));
+  if (!session.report().ok()) {
+    output.report(session.report(), 50);
+    return kExitFinding;
+  }
+  std::vector<MoeLayerSpec> layers;
+  for (const MoeLayerSpec& spec : config.layers) {
+    if (range.contains(spec.layer)) layers.push_back(spec);
+  }
+  GANTRY_CHECK(!layers.empty(), ErrorCode::kInvalidArgument, "--layers {}: no MoE layer in it",
+               options.layers);
+  for (const MoeLayerSpec& spec : layers) {
+    GANTRY_CHECK(!spec.hash_table, ErrorCode::kUnsupported,
+                 "layer {} routes by token id: run it through `verify --reference`, which has ids",
+                 spec.layer);
+  }
+  const std::vector<float> hidden =
+      options.input.empty()
+          ? random_hidden_states(options.tokens, layers[0].hidden_size, options.seed)
+          : read_hidden_states(options.input, layers[0].hidden_size);
+  const auto num_tokens = static_cast<int64_t>(hidden.size()) / layers[0].hidden_size;
+
+  LoadOptions load;
+  load.threads = options.common.make_threads();
+  FusedMoeOptions run;
+  run.threads = load.threads;
+  run.activations =
+      options.activations == "f32" ? ActivationDType::kF32 : ActivationDType::kBF16;
+  output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, options.activations,
+                          load.threads.resolved_count()));
+  LoadStats total;
+  std::map<int, std::vector<float>> outputs;
+  int64_t plan_bytes = 0;
+  const WeightLoader loader(session.checkpoint(), config, session.tensors());
+  for (const MoeLayerSpec& spec : layers) {
+    for (int rank = 0; rank < parallel.world_size(); ++rank) {
+      ParallelConfig own = parallel;
+      own.rank = rank;
+      plan_bytes += loader
+                        .plan(spec.layer, own,
+                              ExpertMap::create(spec.num_experts, parallel.ep_size,
+                                                options.parallel.parsed_placement()))
+                        .bytes_read;
+    }
+  }
+  ProgressMeter progress("load", plan_bytes, options.common);
+  load.progress = [&](int64_t bytes) { progress.add(bytes); };
+  for (const MoeLayerSpec& spec : layers) {
+    const LayerBatch batch{hidden, {}};
+    const auto results = run_layer_on_ranks(session, spec.layer, parallel,
+                                            options.parallel.parsed_placement(), load, run, &batch,
+                                            options.repeat);
+    if (!session.report().ok()) {
+      output.report(session.report(), 50);
+      return kExitFinding;
+    }
+    LayerSummary summary{.layer = spec.layer, .load = {}, .times = slowest(results), .tokens_per_expert = {}};
+    summary.tokens_per_expert.assign(static_cast<size_t>(spec.num_experts), 0);
+    for (const RankResult& result : results) {
+      summary.load.bytes_read += result.load.bytes_read;
+      summary.load.bytes_owned += result.load.bytes_owned;
+      summary.load.seconds = std::max(summary.load.seconds, result.load.seconds);
+      for (size_t e = 0; e < result.tokens_per_expert.size(); ++e) {
+        summary.tokens_per_expert[e] += result.tokens_per_expert[e];
+      }
+    }
+    total += summary.load;
+    print_layer(summary, num_tokens, output);
+    if (!options.output.empty()) outputs[spec.layer] = gather_outputs(results, parallel);
+  }
+  if (!options.output.empty()) write_outputs(options.output, outputs, num_tokens);
+  output.result(fmt::format("{} layer(s), {} loaded at {:.2f} GB/s, peak memory {}", layers.size(),
+                            human_bytes(total.bytes_owned),
+                            static_cast<double>(total.bytes_read) / 1e9 / std::max(1e-9, total.seconds),
+                            human_bytes(peak_rss_bytes())));
+  output.event("result", {{"layers", layers.size()},
+                          {"tokens", num_tokens},
+                          {"bytes_owned", total.bytes_owned},
+                          {"bytes_read", total.bytes_read},
+                          {"load_seconds", total.seconds},
+                          {"peak_rss_bytes", peak_rss_bytes()}});
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_run_command(CLI::App& app, std::function<int()>& chosen) {
+  auto options = std::make_shared<RunOptions>();
+  CLI::App* command = app.add_subcommand("run", "Loads MoE layers and runs them, with times");
+  command->add_option("DIR", options->directory, "checkpoint directory")->required();
+  command->add_option("--layers", options->layers, "N or A-B (default: all MoE layers)");
+  command->add_option("--tokens", options->tokens, "random tokens")->capture_default_str();
+  command->add_option("--input", options->input, "safetensors file with hidden_states [T, H]");
+  command->add_option("--output", options->output, "safetensors file to write layers.N.output to");
+  command->add_option("--activations", options->activations, "f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--repeat", options->repeat, "forward calls a layer; the median is shown")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--seed", options->seed, "seed of the random tokens")->capture_default_str();
+  add_parallel_options(*command, options->parallel);
+  add_common_options(*command, options->common);
+  command->callback([options, &chosen] { chosen = [options] { return run_run(*options); }; });
+}
+
+}  // namespace gantry::cli

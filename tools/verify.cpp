@@ -1,0 +1,181 @@
+#include <CLI/CLI.hpp>
+#include <array>
+#include <memory>
+#include <set>
+
+#include "kernels/base/check.h"
+#include "tools/commands.h"
+#include "tools/model_session.h"
+#include "tools/reference_check.h"
+
+namespace gantry::cli {
+namespace {
+
+struct VerifyOptions {
+  CommonOptions common;
+  ParallelOptions parallel;
+  std::string directory;
+  bool names_only = false;
+  std::string reference;
+  std::string activations = "bf16";
+  double tolerance = 0.0;  // 0: the default of the activations
+  size_t max_findings = 50;
+};
+
+// Which TP x EP splits the model allows, and why the others are not possible.
+void print_feasibility(const MoeModelConfig& config, const Output& output) {
+  constexpr std::array<int, 7> kSizes = {1, 2, 4, 8, 16, 32, 64};
+  std::set<std::string> reasons;
+  std::string header = "  tp \\ ep";
+  for (const int ep : kSizes) header += fmt::format("{:>6}", ep);
+  output.text("splits that can be loaded (tp down, ep across):");
+  output.text(header);
+  for (const int tp : kSizes) {
+    std::string row = fmt::format("  {:>7}", tp);
+    for (const int ep : kSizes) {
+      std::string reason;
+      for (const MoeLayerSpec& layer : config.layers) {
+        reason = infeasible_reason(layer, tp, ep);
+        if (!reason.empty()) break;
+      }
+      row += fmt::format("{:>6}", reason.empty() ? "yes" : "no");
+      if (!reason.empty()) reasons.insert(reason);
+      output.event("split", {{"tp", tp}, {"ep", ep}, {"feasible", reason.empty()}, {"reason", reason}});
+    }
+    output.text(row);
+  }
+  for (const std::string& reason : reasons) output.text(fmt::format("  no: {}", reason));
+}
+
+void print_counts(const NameCounts& counts, const Output& output) {
+  output.text(fmt::format(
+      "names: {} in all = {} of experts + {} of routers and shared experts + {} of other parts of "
+      "the model + {} of MTP layers + {} read by nothing + {} unknown",
+      counts.total, counts.expert, counts.layer, counts.model, counts.auxiliary, counts.ignored,
+      counts.unknown));
+  output.event("names", {{"total", counts.total},
+                         {"expert", counts.expert},
+                         {"layer", counts.layer},
+                         {"model", counts.model},
+                         {"auxiliary", counts.auxiliary},
+                         {"ignored", counts.ignored},
+                         {"unknown", counts.unknown}});
+}
+
+int finish(ModelSession& session, const VerifyOptions& options, const Output& output) {
+  const bool ok = session.report().ok();
+  const size_t count = session.report().findings().size();
+  output.report(session.report(), options.max_findings);
+  output.result(ok ? fmt::format("ok: {}", options.directory)
+                   : fmt::format("FAILED: {} finding(s): {}", count, options.directory));
+  output.event("result", {{"ok", ok}, {"findings", count}, {"directory", options.directory}});
+  return ok ? kExitOk : kExitFinding;
+}
+
+ActivationDType parse_activations(const std::string& name) {
+  if (name == "f32") return ActivationDType::kF32;
+  // An unquantized scheme declares no activation format: it runs in bf16.
+  if (name == "bf16" || name == "scheme") return ActivationDType::kBF16;
+  fail(ErrorCode::kInvalidArgument, "--activations: expected f32, bf16 or scheme, found '{}'", name);
+}
+
+int64_t bytes_of_experts(const ModelSession& session) {
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : session.checkpoint().tensors()) {
+    if (session.tensors().names().parse(name).name_class == NameClass::kMoe) {
+      bytes += tensor.info.num_bytes();
+    }
+  }
+  return bytes;
+}
+
+void compare_block(const ReferenceBlock& block, int layer, const std::vector<float>& y, double limit,
+                   ModelSession& session, const Output& output) {
+  const double error = relative_error(y, block.output);
+  const bool ok = error <= limit;
+  output.text(fmt::format("  layer {:<3} {:<40} rel {:.3e} {} {:.0e}", layer, block.name, error,
+                          ok ? "<=" : ">", limit));
+  output.event("block",
+               {{"layer", layer}, {"name", block.name}, {"rel", error}, {"limit", limit}, {"ok", ok}});
+  if (ok) return;
+  session.report().add(
+      {FindingKind::kReference,
+       fmt::format("layer {} ({}): relative error {:.3e} above {:.0e}", layer, block.name, error,
+                   limit),
+       "", "", layer, -1, ""});
+}
+
+int run_verify(const VerifyOptions& options) {
+  const Output output(options.common);
+  const ParallelConfig parallel = options.parallel.config();
+  const ActivationDType activations = parse_activations(options.activations);
+  ModelSession session(options.directory, options.names_only);
+  const MoeModelConfig& config = session.config();
+  output.text(fmt::format("{}: family {}, {} MoE layers of {}", options.directory,
+                          config.family->name, config.layers.size(), config.num_layers));
+  print_counts(session.tensors().counts(), output);
+  if (options.names_only || !session.report().ok()) return finish(session, options, output);
+  print_feasibility(config, output);
+
+  Reference reference;
+  if (!options.reference.empty()) reference = read_reference(options.reference, config);
+  const double limit = options.tolerance > 0.0                       ? options.tolerance
+                       : activations == ActivationDType::kF32 ? 1e-5
+                                                              : 1e-2;
+  LoadStats stats;
+  {
+    ProgressMeter progress("verify", bytes_of_experts(session) * parallel.dp_size, options.common);
+    LoadOptions load;
+    load.threads = options.common.make_threads();
+    load.progress = [&](int64_t bytes) { progress.add(bytes); };
+    FusedMoeOptions run;
+    run.activations = activations;
+    run.threads = load.threads;
+    for (const MoeLayerSpec& spec : config.layers) {
+      const auto found = reference.blocks.find(spec.layer);
+      LayerBatch batch;
+      if (found != reference.blocks.end()) {
+        batch = {found->second.input, reference.token_ids};
+      } else if (!options.reference.empty()) {
+        session.report().note(fmt::format("{} has no block of layer {}", options.reference, spec.layer));
+      }
+      const auto results =
+          run_layer_on_ranks(session, spec.layer, parallel, options.parallel.parsed_placement(), load,
+                             run, found == reference.blocks.end() ? nullptr : &batch);
+      for (const RankResult& result : results) stats += result.load;
+      const std::vector<float> y = gather_outputs(results, parallel);
+      if (found != reference.blocks.end() && !y.empty()) {
+        compare_block(found->second, spec.layer, y, limit, session, output);
+      }
+    }
+  }
+  output.text(fmt::format("read {}, every one of {} owned bytes written once", human_bytes(stats.bytes_read),
+                          human_bytes(stats.bytes_owned)));
+  output.event("load", {{"bytes_read", stats.bytes_read}, {"bytes_owned", stats.bytes_owned}});
+  return finish(session, options, output);
+}
+
+}  // namespace
+
+void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
+  auto options = std::make_shared<VerifyOptions>();
+  CLI::App* command = app.add_subcommand(
+      "verify", "Proves that a checkpoint loads completely and computes what it should");
+  command->add_option("DIR", options->directory, "checkpoint directory")->required();
+  command->add_flag("--names-only", options->names_only,
+                    "check names from config.json and the index alone, without weight files");
+  command->add_option("--reference", options->reference,
+                      "safetensors file with <block>.input and <block>.output to compare with");
+  command->add_option("--activations", options->activations, "f32, bf16 or scheme")
+      ->check(CLI::IsMember({"f32", "bf16", "scheme"}))
+      ->capture_default_str();
+  command->add_option("--tolerance", options->tolerance,
+                      "largest relative error (default 1e-5 for f32, 1e-2 for bf16)");
+  command->add_option("--max-findings", options->max_findings, "findings printed as text")
+      ->capture_default_str();
+  add_parallel_options(*command, options->parallel);
+  add_common_options(*command, options->common);
+  command->callback([options, &chosen] { chosen = [options] { return run_verify(*options); }; });
+}
+
+}  // namespace gantry::cli
