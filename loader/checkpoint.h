@@ -30,6 +30,7 @@ class Checkpoint {
  public:
   /// @throws Error kIo if the directory or a file in it cannot be read
   /// @throws Error kFormat naming the file and the problem
+  /// @throws Error kUnsupported if the only weights are pickle files, which are never read
   static Checkpoint open(const std::filesystem::path& directory);
 
   /// Reads config.json and the index alone: names without shapes, no weight file needed. Where

@@ -55,6 +55,7 @@ std::vector<std::pair<Part, TensorKind>> required_singles(const MoeLayerSpec& la
   add(shared && layer.shared.gated_output, Part::kSharedGate);
   add(layer.has_latent(), Part::kLatentIn);
   add(layer.has_latent(), Part::kLatentOut);
+  add(layer.output_norm, Part::kOutputNorm);
   return list;
 }
 

@@ -191,6 +191,12 @@ void deepseek_v3(const ConfigReader& config, MoeLayerSpec& layer) {
                "{}: scoring_func: expected sigmoid, found '{}'", config.source(), scoring);
 }
 
+void axk1(const ConfigReader& config, MoeLayerSpec& layer) {
+  deepseek_v3(config, layer);
+  layer.output_norm = true;
+  layer.norm_epsilon = static_cast<float>(config.number_or({"rms_norm_eps"}, 1e-6));
+}
+
 void deepseek_v4(const ConfigReader& config, MoeLayerSpec& layer) {
   read_moe_sizes(config, layer);
   add_sigmoid_bias_router(config, layer, 1.5);
@@ -317,9 +323,8 @@ void cohere2_moe(const ConfigReader& config, MoeLayerSpec& layer) {
 void afmoe(const ConfigReader& config, MoeLayerSpec& layer) {
   read_moe_sizes(config, layer);
   add_sigmoid_bias_router(config, layer, 1.0);
-  layer.routing.renormalize = config.bool_or({"route_norm"}, true);
+  layer.routing.renormalize = true;  // whatever route_norm, n_group and topk_group say
   layer.routing.scaling = static_cast<float>(config.number_or({"route_scale"}, 1.0));
-  add_groups(config, layer, GroupScore::kTopTwoSum, kNegativeInfinity, 1, 1);
   add_shared_experts(config, layer, 2);
 }
 
@@ -430,21 +435,21 @@ void gemma4(const ConfigReader& config, MoeLayerSpec& layer) {
   layer.routing.renormalize = true;
   layer.per_expert_scale = true;
   layer.router_input_norm = true;
-  layer.router_norm_epsilon = static_cast<float>(config.number_or({"rms_norm_eps"}, 1e-6));
+  layer.norm_epsilon = static_cast<float>(config.number_or({"rms_norm_eps"}, 1e-6));
 }
 
 void step3(const ConfigReader& config, MoeLayerSpec& layer) {
-  read_sizes(config, layer, {"moe_num_experts"}, {"moe_top_k"}, {"moe_intermediate_size"});
+  read_sizes(config, layer, {"moe_num_experts", "n_routed_experts", "num_local_experts"},
+             {"moe_top_k", "num_experts_per_tok"}, {"moe_intermediate_size"});
   layer.routing.renormalize = config.bool_or({"norm_expert_weight"}, true);
   layer.routing.scaling = static_cast<float>(config.number_or({"moe_router_scaling_factor"}, 1.0));
-  add_shared(layer, 1, config.require_int({"share_expert_dim"}, 0, kMaxSize));
+  add_shared(layer, 1, config.require_int({"share_expert_dim", "share_expert_dims"}, 0, kMaxSize));
 }
 
 void step3_5(const ConfigReader& config, MoeLayerSpec& layer) {
   step3(config, layer);
-  const std::string score = config.string_or({"moe_router_activation"}, "sigmoid");
-  layer.routing.scoring = score == "softmax" ? RouterScoring::kSoftmax : RouterScoring::kSigmoid;
-  layer.correction_bias = config.bool_or({"use_moe_router_bias"}, true);
+  layer.routing.scoring = RouterScoring::kSigmoid;
+  layer.correction_bias = true;
   layer.routing.renormalize = true;
   // A limit of 0 or null in the per-layer list means none.
   const auto stepped = [&](std::string_view key) {
@@ -456,11 +461,15 @@ void step3_5(const ConfigReader& config, MoeLayerSpec& layer) {
   layer.shared.activation = stepped("swiglu_limits_shared");
 }
 
+// Grok-2 is told by residual_moe: its dense branch and the division by sqrt 2 are outside the block.
 void grok(const ConfigReader& config, MoeLayerSpec& layer) {
   read_sizes(config, layer, {"num_local_experts", "num_experts"}, {"num_experts_per_tok"},
-             {"moe_intermediate_size"});
+             {"intermediate_size"});
+  layer.intermediate_size = config.int_or({"moe_intermediate_size"}, layer.intermediate_size);
   if (!config.has("hidden_act")) layer.activation.kind = Activation::kGelu;
-  layer.routing.renormalize = false;
+  const bool residual = config.bool_or({"residual_moe"}, false);
+  layer.routing.renormalize =
+      config.bool_or({"moe_router_renormalize", "moe_renormalize"}, !residual);
   layer.router_logit_softcap =
       static_cast<float>(config.number_or({"router_logit_softcapping"}, 30.0));
 }

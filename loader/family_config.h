@@ -22,6 +22,7 @@ void olmoe(const ConfigReader& config, MoeLayerSpec& layer);
 void deepseek_v2(const ConfigReader& config, MoeLayerSpec& layer);
 void deepseek_v3(const ConfigReader& config, MoeLayerSpec& layer);
 void glm4_moe(const ConfigReader& config, MoeLayerSpec& layer);
+void axk1(const ConfigReader& config, MoeLayerSpec& layer);
 void deepseek_v4(const ConfigReader& config, MoeLayerSpec& layer);
 void kimi_linear(const ConfigReader& config, MoeLayerSpec& layer);
 void mistral4(const ConfigReader& config, MoeLayerSpec& layer);

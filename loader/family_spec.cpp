@@ -98,6 +98,8 @@ std::string_view to_string(Part part) noexcept {
       return "latent_in";
     case Part::kLatentOut:
       return "latent_out";
+    case Part::kOutputNorm:
+      return "output_norm";
     case Part::kOther:
       return "other";
   }

@@ -30,6 +30,7 @@ enum class Part : uint8_t {
   kSharedGate,  ///< [1, H]: sigmoid gate of the shared experts' output
   kLatentIn,    ///< [latent, H] before the experts (Nemotron-H)
   kLatentOut,   ///< [H, latent] after them
+  kOutputNorm,  ///< [H] RMS norm of the layer's output (A.X-K1)
   kOther,       ///< inside the block on disk, but no part of the MoE layer
 };
 
@@ -87,6 +88,9 @@ struct FamilySpec {
   /// A tensor of a MoE layer whose name begins with one of these belongs to the MoE block: if no
   /// pattern matches it, that is a finding.
   std::vector<std::string_view> scope = {"{b}."};
+  /// Shared experts are a module beside the block, not inside it: references of the block leave them
+  /// out (Granite).
+  bool shared_beside_block = false;
   /// Reads config.json into what the layers compute (family_config.cpp).
   void (*read)(const ConfigReader& config, MoeLayerSpec& layer) = nullptr;
 };

@@ -159,7 +159,9 @@ std::vector<FamilySpec> make_table() {
   table.push_back(
       {.name = "qwen3_vl_moe",
        .model_types = {"qwen3_vl_moe", "qwen3_vl_moe_text"},
-       .tensors = join({fused_3d(Orientation::kInOut), per_expert_gate_up_down(), gate_router()}),
+       // Published files are [in, out]; Transformers 5 saves [out, in] under the same names.
+       .tensors = join({fused_3d(Orientation::kInOut), fused_3d(Orientation::kOutIn),
+                        per_expert_gate_up_down(), gate_router()}),
        .read = read::qwen3_vl_moe});
   table.push_back({.name = "olmoe",
                    .model_types = {"olmoe", "flex_olmo"},
@@ -170,17 +172,24 @@ std::vector<FamilySpec> make_table() {
                    .tensors = join({standard_experts(), gate_router(), shared_experts()}),
                    .read = read::deepseek_v2});
   table.push_back({.name = "deepseek_v3",
-                   .model_types = {"deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "axk1",
-                                   "axk2", "pangu_ultra_moe"},
+                   .model_types = {"deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25",
+                                   "pangu_ultra_moe"},
                    .tensors = join({standard_experts(), deepseek_router(), shared_experts()}),
                    .read = read::deepseek_v3});
+  table.push_back({.name = "axk1",
+                   .model_types = {"axk1"},
+                   .tensors = join({standard_experts(), deepseek_router(), shared_experts(),
+                                    {{"post_mlp_layernorm", Part::kOutputNorm},
+                                     {"{b}.post_mlp_layernorm", Part::kOutputNorm}}}),
+                   .read = read::axk1});
   table.push_back(
       {.name = "deepseek_v4",
        .model_types = {"deepseek_v4"},
        .blocks = {"ffn", "mlp"},
-       .tensors = join({mixtral_experts(), gate_router(),
+       // gate.bias is the correction bias here, so it stands before the router's own kinds.
+       .tensors = join({mixtral_experts(),
                         correction_bias({"{b}.gate.bias", "{b}.gate.e_score_correction_bias"}),
-                        exact("{b}.gate.tid2eid", Part::kHashTable),
+                        gate_router(), exact("{b}.gate.tid2eid", Part::kHashTable),
                         exact("{b}.gate.bias_vl", Part::kOther),
                         shared_mlp("{b}.shared_experts.w1", "{b}.shared_experts.w3",
                                    "{b}.shared_experts.w2"),
@@ -313,6 +322,7 @@ std::vector<FamilySpec> make_table() {
                           Orientation::kOutIn, GateUp::kConcatenated},
                          {"shared_mlp.output_linear", Part::kSharedW2}}}),
        .scope = {"{b}.", "shared_mlp."},
+       .shared_beside_block = true,
        .read = read::granitemoe});
   table.push_back({.name = "gpt_oss",
                    .model_types = {"gpt_oss"},
@@ -368,11 +378,14 @@ std::vector<FamilySpec> make_table() {
                    .tensors = step3_tensors,
                    .scope = {"{b}.", "share_expert."},
                    .read = read::step3_5});
-  // Grok's per-expert tensors: w1 gate, w3 up (linear_v in the original code), w2 down.
   table.push_back({.name = "grok",
                    .model_types = {"grok", "grok-1", "grok1", "grok2"},
-                   .blocks = {"block_sparse_moe", "moe"},
-                   .tensors = join({mixtral_experts(), gate_router()}),
+                   .blocks = {"block_sparse_moe", "moe_block"},
+                   .tensors = join({mixtral_experts(),
+                                    {{"{b}.experts.{e}.linear", Part::kW1, Stacking::kPerExpert},
+                                     {"{b}.experts.{e}.linear_v", Part::kW3, Stacking::kPerExpert},
+                                     {"{b}.experts.{e}.linear_1", Part::kW2, Stacking::kPerExpert}},
+                                    gate_router()}),
                    .read = read::grok});
   table.push_back({.name = "arctic",
                    .model_types = {"arctic"},

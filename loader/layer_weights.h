@@ -26,6 +26,7 @@ struct MoeLayerWeights {
   Buffer<float> correction_bias;  // [routing.num_experts] or empty
   Buffer<float> per_expert_scale;  // [E] or empty
   Buffer<float> router_scale;     // [H] or empty
+  Buffer<float> output_norm;      // [H] or empty
   Buffer<int32_t> hash_table;     // [vocab, K] or empty
   Buffer<float> shared_gate;      // [H] or empty
   Buffer<float> latent_in;        // [latent, H] or empty

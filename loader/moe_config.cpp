@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
+#include <map>
 #include <set>
 
 #include "kernels/base/check.h"
@@ -84,6 +85,17 @@ std::vector<std::string> split_commas(const std::string& text) {
   return parts;
 }
 
+// How many leading layers are dense where the config does not say, as in Transformers 5.17.
+int64_t default_first_layer(const std::string& model_type) {
+  static const std::map<std::string, int64_t, std::less<>> kDefaults = {
+      {"deepseek_v3", 3}, {"deepseek_v32", 3}, {"glm_moe_dsa", 3},   {"step3p5", 3},
+      {"step3p7", 3},     {"lfm2_moe", 2},     {"ernie4_5_moe", 1},  {"glm4_moe", 1},
+      {"glm4v_moe", 1},   {"afmoe", 1},        {"exaone_moe", 1},    {"glm4_moe_lite", 1},
+      {"axk1", 1},        {"laguna", 1},       {"hy_v3", 1},         {"kimi_linear", 1}};
+  const auto found = kDefaults.find(model_type);
+  return found == kDefaults.end() ? 0 : found->second;
+}
+
 // Layers by one of the rules in use; families do not share key names with different meanings, so
 // the keys that are present select the rule. Explicit lists come first.
 class LayerRule {
@@ -109,16 +121,9 @@ class LayerRule {
     step_ = config.int_or({"decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval",
                            "moe_layer_frequency"},
                           1);
-    const bool starts_later = model_type == "deepseek_v3" || model_type == "deepseek_v32";
-    const bool ernie = model_type == "ernie4_5_moe";
-    first_ = config.int_or(
-        {"first_k_dense_replace", "num_dense_layers", "moe_layer_start_index",
-         "moe_layer_num_skipped"},
-        starts_later ? 3 : (ernie || model_type == "glm4_moe" || model_type == "afmoe" ||
-                            model_type == "exaone_moe")
-            ? 1
-        : model_type == "lfm2_moe" ? 2
-                                   : 0);
+    first_ = config.int_or({"first_k_dense_replace", "num_dense_layers", "moe_layer_start_index",
+                            "moe_layer_num_skipped"},
+                           default_first_layer(model_type));
     last_ = config.int_or({"moe_layer_end_index"}, -1);
     GANTRY_CHECK(period_ >= 1 && step_ >= 1, ErrorCode::kFormat,
                  "{}: expected MoE layer periods of at least 1, found {} and {}", config.source(),

@@ -37,7 +37,8 @@ struct MoeLayerSpec {
   int64_t vocab_size = 0;  ///< rows of the hash table
   /// Router input = x / rms(x) * router_scale / sqrt(H) (Gemma 4).
   bool router_input_norm = false;
-  float router_norm_epsilon = 0.0F;
+  bool output_norm = false;    ///< out = out / rms(out) * norm weight, last of all (A.X-K1)
+  float norm_epsilon = 0.0F;   ///< of the two norms above
   float router_logit_softcap = 0.0F;  ///< z = tanh(z / cap) * cap, 0: none
   float output_scale = 1.0F;          ///< multiplies routed + shared output
   SharedExpertSpec shared;

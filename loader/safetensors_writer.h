@@ -21,7 +21,8 @@ class SafetensorsWriter {
   /// Lays out the file: tensors are ordered by descending element size, then by name, as the
   /// reference writer does; the header is padded with spaces to 8 bytes.
   /// @param tensors name, dtype and shape are read; begin and end are computed
-  /// @throws Error kInvalidArgument for duplicate or empty names, negative sizes
+  /// @throws Error kInvalidArgument for whatever the reader would refuse: duplicate or empty names,
+  ///         negative sizes, more than kMaxTensorRank dimensions ...
   /// @throws Error kIo
   SafetensorsWriter(std::filesystem::path path, std::vector<TensorInfo> tensors,
                     std::map<std::string, std::string> metadata);
@@ -34,12 +35,13 @@ class SafetensorsWriter {
 
   /// Writes bytes [offset, offset + data.size()) of one tensor. Different ranges may be written by
   /// different threads at once.
-  /// @throws Error kInvalidArgument if the tensor is unknown or the range leaves it
+  /// @throws Error kInvalidArgument if the tensor is unknown, the range leaves it, or a byte of it
+  ///         was written before
   /// @throws Error kIo
   void write(const std::string& name, int64_t offset, std::span<const std::byte> data);
 
   /// Syncs, renames into place and syncs the directory.
-  /// @throws Error kInternal if not every byte was written
+  /// @throws Error kInternal if not every byte was written, or a write failed or is under way
   /// @throws Error kIo
   void finish();
 

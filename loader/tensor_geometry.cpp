@@ -29,6 +29,7 @@ MatrixSize part_size(Part part, const MoeLayerSpec& layer) {
     case Part::kPerExpertScale:
       return {layer.num_experts, 1};
     case Part::kRouterScale:
+    case Part::kOutputNorm:
       return {h, 1};
     case Part::kHashTable:
       return {layer.vocab_size, layer.routing.top_k};
@@ -60,7 +61,8 @@ std::vector<std::vector<int64_t>> expected_shapes(const TensorPattern& pattern, 
     if (pattern.stacking == Stacking::kStacked2d) return {{experts * size.out}};
     return {{size.out}};
   }
-  const bool is_vector = size.in == 1 && pattern.naming == Naming::kExact;
+  const bool is_vector =
+      size.in == 1 && (pattern.naming == Naming::kExact || pattern.part == Part::kOutputNorm);
   if (is_vector) return {{size.out}, {1, size.out}};
 
   const bool out_in = pattern.orientation == Orientation::kOutIn;

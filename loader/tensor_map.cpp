@@ -56,7 +56,7 @@ class TensorMapBuilder {
     for (const auto& [name, tensor] : checkpoint_.tensors()) place(name, tensor);
     for (const MoeLayerSpec& spec : config_.layers) check_complete(spec);
     if (!checkpoint_.names_only()) {
-      for (const auto& source : map_.sources_) check_shape(*source);
+      for (auto& source : map_.sources_) check_shape(*source);
       for (const MoeLayerSpec& spec : config_.layers) check_dtypes(spec);
     }
     add_notes();
@@ -254,13 +254,39 @@ class TensorMapBuilder {
     }
   }
 
-  void check_shape(const TensorSource& source) {
+  // Families whose files exist in two orientations under one name list both. The first is what is
+  // published; another is taken only if the first does not fit, so a shape that fits both (a square)
+  // is refused rather than guessed.
+  void check_shape(TensorSource& source) {
     const MoeLayerSpec& spec = *config_.find_layer(source.ref.layer);
-    const TensorPattern& pattern =
-        config_.family->tensors[static_cast<size_t>(source.ref.pattern)];
-    const auto expected = expected_shapes(pattern, source.ref.kind, spec);
+    const auto& patterns = config_.family->tensors;
+    const TensorPattern& declared = patterns[static_cast<size_t>(source.ref.pattern)];
     const std::vector<int64_t>& found = source.tensor->info.shape;
-    if (std::find(expected.begin(), expected.end(), found) != expected.end()) return;
+    std::vector<int> fitting;
+    for (int p = 0; p < static_cast<int>(patterns.size()); ++p) {
+      const TensorPattern& pattern = patterns[static_cast<size_t>(p)];
+      if (pattern.name != declared.name || pattern.part != declared.part) continue;
+      const auto shapes = expected_shapes(pattern, source.ref.kind, spec);
+      if (std::find(shapes.begin(), shapes.end(), found) != shapes.end()) fitting.push_back(p);
+    }
+    if (fitting.size() == 1) {
+      if (fitting[0] != source.ref.pattern) {
+        report_.note(fmt::format("{} and tensors like it are read as [out, in]: published files of "
+                                 "this family are [in, out]",
+                                 source.name));
+      }
+      source.ref.pattern = fitting[0];
+      return;
+    }
+    if (fitting.size() > 1) {
+      // A bias has one orientation: every pattern of its name fits it.
+      if (source.ref.kind == TensorKind::kBias) return;
+      return find(FindingKind::kShape, source.ref, source.name, source.tensor,
+                  fmt::format("{}: {} fits both orientations that files of this family have; its "
+                              "meaning cannot be told",
+                              source.name, shape_text(found)));
+    }
+    const auto expected = expected_shapes(declared, source.ref.kind, spec);
     std::string hint;
     if (found.size() == 3 && expected[0].size() == 3 &&
         found == std::vector<int64_t>{expected[0][0], expected[0][2], expected[0][1]}) {

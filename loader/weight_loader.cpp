@@ -110,7 +110,7 @@ DType expert_dtype(const LayerTensors& tensors) {
 int64_t MoeLayerWeights::owned_bytes() const noexcept {
   const auto floats = router.size() + router_bias.size() + correction_bias.size() +
                       per_expert_scale.size() + router_scale.size() + hash_table.size() +
-                      shared_gate.size() + latent_in.size() + latent_out.size() +
+                      output_norm.size() + shared_gate.size() + latent_in.size() + latent_out.size() +
                       latent_in_bias.size() + latent_out_bias.size();
   return static_cast<int64_t>(slots.size() + shared.size() + floats * sizeof(float));
 }
@@ -190,6 +190,7 @@ void WeightLoader::load_small_tensors(MoeLayerWeights& weights, const LoadOption
   weights.correction_bias = reader.floats(Part::kCorrectionBias);
   weights.per_expert_scale = reader.floats(Part::kPerExpertScale);
   weights.router_scale = reader.floats(Part::kRouterScale);
+  weights.output_norm = reader.floats(Part::kOutputNorm);
   weights.hash_table = reader.expert_ids(Part::kHashTable, weights.spec.num_experts);
   weights.shared_gate = reader.floats(Part::kSharedGate);
   weights.latent_in = reader.floats(Part::kLatentIn);

@@ -8,6 +8,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/grouped_gemm/grouped_gemm.h"
+#include "runtime/rms_norm.h"
 
 namespace gantry {
 namespace {
@@ -99,6 +100,7 @@ void FusedMoeLayer::forward(const MoeInput& input, std::span<float> out) {
                  ErrorCode::kInvalidArgument, "layer {}: {}: expected [{}, {}], found {} values",
                  spec.layer, what, num_tokens, width, found);
   };
+  check_rows(input.router_hidden_states.size(), h, "router_hidden_states");
   check_rows(input.router_logits.size(), spec.routing.num_experts, "router_logits");
   check_rows(input.topk_ids.size(), k, "topk_ids");
   check_rows(input.token_ids.size(), 1, "token_ids");
@@ -116,6 +118,7 @@ void FusedMoeLayer::forward(const MoeInput& input, std::span<float> out) {
     const int64_t count = std::min(chunk, num_tokens - begin);
     const MoeInput part{
         .hidden_states = rows_of(input.hidden_states, begin, count, h),
+        .router_hidden_states = rows_of(input.router_hidden_states, begin, count, h),
         .router_logits = rows_of(input.router_logits, begin, count, spec.routing.num_experts),
         .topk_ids = rows_of(input.topk_ids, begin, count, k),
         .topk_weights = rows_of(input.topk_weights, begin, count, k),
@@ -142,6 +145,9 @@ void FusedMoeLayer::forward_chunk(const MoeInput& input, std::span<float> out) {
   if (weights_.spec.output_scale != 1.0F) {
     for (float& value : out) value *= weights_.spec.output_scale;
   }
+  if (weights_.spec.output_norm) {
+    rms_norm(weights_.output_norm.span(), weights_.spec.norm_epsilon, 1.0, out);
+  }
   times_.combine_us += watch.lap_us();
 }
 
@@ -154,7 +160,9 @@ void FusedMoeLayer::route(const MoeInput& input, int64_t num_tokens) {
     return;
   }
   if (input.router_logits.empty()) {
-    router_.compute_logits(input.hidden_states, options_.isas, options_.threads, routing_);
+    const auto& seen = input.router_hidden_states.empty() ? input.hidden_states
+                                                          : input.router_hidden_states;
+    router_.compute_logits(seen, options_.isas, options_.threads, routing_);
   } else {
     routing_.logits.assign(input.router_logits.begin(), input.router_logits.end());
   }
@@ -215,7 +223,7 @@ void FusedMoeLayer::add_identity_experts(const MoeInput& input, int64_t own_begi
 }
 
 void FusedMoeLayer::add_shared_experts(const MoeInput& input, int64_t own_begin) {
-  if (weights_.shared.size() == 0) return;
+  if (weights_.shared.size() == 0 || options_.skip_shared_experts) return;
   const int64_t h = weights_.spec.hidden_size;
   const size_t num_values = input.hidden_states.size();
   const int64_t num_tokens = static_cast<int64_t>(num_values) / h;

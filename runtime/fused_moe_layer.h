@@ -24,11 +24,16 @@ struct FusedMoeOptions {
   /// Longer batches are cut into chunks of this many tokens (not with dp_size > 1, where groups may
   /// hold different numbers of tokens). Bounds the scratch memory.
   int64_t max_num_tokens = 4096;
+  /// Leaves the shared experts to the caller (who overlaps them with something else, say).
+  bool skip_shared_experts = false;
 };
 
 /// A batch of tokens, with as much of its routing as the caller has.
 struct MoeInput {
   std::span<const float> hidden_states;  // [T, H]
+  /// What the router sees where it is not the experts' input (Gemma 4: before the norm); [T, H] or
+  /// empty.
+  std::span<const float> router_hidden_states;
   std::span<const float> router_logits;  // [T, routing.num_experts], or empty: computed
   std::span<const int32_t> topk_ids;     // [T, K] logical ids, -1 for none, or empty: computed
   std::span<const float> topk_weights;   // [T, K], with topk_ids

@@ -5,39 +5,19 @@
 
 #include "kernels/grouped_gemm/grouped_gemm.h"
 #include "kernels/topk/topk_routing.h"
+#include "runtime/rms_norm.h"
 
 namespace gantry {
-namespace {
-
-// Gemma 4: x / rms(x) * scale / sqrt(H).
-std::vector<float> normalize(std::span<const float> hidden_states, std::span<const float> scale,
-                             float epsilon) {
-  const size_t width = scale.size();
-  std::vector<float> result(hidden_states.size());
-  const double root = 1.0 / std::sqrt(static_cast<double>(width));
-  for (size_t begin = 0; begin < hidden_states.size(); begin += width) {
-    double squares = 0.0;
-    for (size_t i = 0; i < width; ++i) {
-      squares += static_cast<double>(hidden_states[begin + i]) * hidden_states[begin + i];
-    }
-    const double inverse_rms = 1.0 / std::sqrt(squares / static_cast<double>(width) + epsilon);
-    for (size_t i = 0; i < width; ++i) {
-      result[begin + i] =
-          static_cast<float>(hidden_states[begin + i] * inverse_rms * scale[i] * root);
-    }
-  }
-  return result;
-}
-
-}  // namespace
-
 void Router::compute_logits(std::span<const float> hidden_states, IsaSet isas,
                             const Threads& threads, Routing& routing) const {
   const MoeLayerSpec& spec = weights_->spec;
   const int64_t num_tokens = static_cast<int64_t>(hidden_states.size()) / spec.hidden_size;
   std::vector<float> normalized;
   if (spec.router_input_norm) {
-    normalized = normalize(hidden_states, weights_->router_scale.span(), spec.router_norm_epsilon);
+    // Gemma 4: x / rms(x) * scale / sqrt(H).
+    normalized.assign(hidden_states.begin(), hidden_states.end());
+    const double root = 1.0 / std::sqrt(static_cast<double>(spec.hidden_size));
+    rms_norm(weights_->router_scale.span(), spec.norm_epsilon, root, normalized);
     hidden_states = normalized;
   }
   routing.logits.resize(static_cast<size_t>(num_tokens * spec.routing.num_experts));

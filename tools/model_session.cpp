@@ -54,8 +54,13 @@ std::vector<RankResult> run_layer_on_ranks(ModelSession& session, int layer,
     const auto num_tokens = static_cast<int64_t>(batch->hidden_states.size()) / h;
     const Slice tokens = split_evenly(num_tokens, parallel.dp_size, own.dp_rank());
     MoeInput input;
-    input.hidden_states = batch->hidden_states.subspan(static_cast<size_t>(tokens.begin * h),
-                                                       static_cast<size_t>(tokens.size() * h));
+    const auto own_rows = [&](std::span<const float> all) {
+      return all.empty() ? all
+                         : all.subspan(static_cast<size_t>(tokens.begin * h),
+                                       static_cast<size_t>(tokens.size() * h));
+    };
+    input.hidden_states = own_rows(batch->hidden_states);
+    input.router_hidden_states = own_rows(batch->router_hidden_states);
     if (!batch->token_ids.empty()) {
       input.token_ids = batch->token_ids.subspan(static_cast<size_t>(tokens.begin),
                                                  static_cast<size_t>(tokens.size()));

@@ -48,6 +48,7 @@ struct RankResult {
 struct LayerBatch {
   std::span<const float> hidden_states;  // [T, H]
   std::span<const int32_t> token_ids;    // [T] or empty
+  std::span<const float> router_hidden_states;  // [T, H] or empty: the same as hidden_states
 };
 
 /// Loads one layer on every rank of `parallel` (threads of this process) and, where there is a

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
@@ -41,7 +42,21 @@ std::vector<int32_t> read_token_ids(const SafetensorsFile& file) {
   if (info == nullptr || info->dtype != DType::kI64) return {};
   std::vector<int64_t> wide(static_cast<size_t>(info->num_elements()));
   file.read(info->begin, wide.data(), info->num_bytes());
-  return {wide.begin(), wide.end()};
+  std::vector<int32_t> ids;
+  ids.reserve(wide.size());
+  for (const int64_t id : wide) ids.push_back(static_cast<int32_t>(id));
+  return ids;
+}
+
+// Two modules of one layer (Granite's MoE block and the shared MLP beside it) that saw the same
+// input: the layer is their sum.
+void merge(ReferenceBlock& block, const ReferenceBlock& other, const std::string& file) {
+  GANTRY_CHECK(block.input == other.input, ErrorCode::kFormat,
+               "{}: {} and {} are of one layer but have different inputs", file, block.name,
+               other.name);
+  for (size_t i = 0; i < block.output.size(); ++i) block.output[i] += other.output[i];
+  block.name += " + " + other.name;
+  block.has_shared = true;
 }
 
 }  // namespace
@@ -62,10 +77,14 @@ Reference read_reference(const std::filesystem::path& path, const MoeModelConfig
                      output->shape == input.shape,
                  ErrorCode::kFormat, "{}: {}: expected input and output of [T, {}], found {} and {}",
                  path.string(), block, spec->hidden_size, describe(input), describe(*output));
-    const auto [place, inserted] = reference.blocks.emplace(
-        *layer, ReferenceBlock{block, read_floats(file, input), read_floats(file, *output)});
-    GANTRY_CHECK(inserted, ErrorCode::kFormat, "{}: {} and {} are both layer {}", path.string(),
-                 place->second.name, block, *layer);
+    ReferenceBlock found{block, read_floats(file, input), read_floats(file, *output), {},
+                         !config.family->shared_beside_block};
+    // A block whose experts have an input of their own: the block's input is the router's.
+    if (const TensorInfo* experts = file.find(block + ".experts.input")) {
+      found.router_input = std::exchange(found.input, read_floats(file, *experts));
+    }
+    const auto [place, inserted] = reference.blocks.emplace(*layer, found);
+    if (!inserted) merge(place->second, found, path.string());
   }
   GANTRY_CHECK(!reference.blocks.empty(), ErrorCode::kInvalidArgument,
                "{}: no '<block>.input' and '<block>.output' of a MoE layer of this model",

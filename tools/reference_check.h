@@ -17,6 +17,8 @@ struct ReferenceBlock {
   std::string name;           ///< the block's path, as the file spells it
   std::vector<float> input;   // [T, H]
   std::vector<float> output;  // [T, H]
+  std::vector<float> router_input;  // [T, H] where the router sees something else, or empty
+  bool has_shared = true;     ///< false: the output leaves the shared experts out
 };
 
 struct Reference {

@@ -183,7 +183,7 @@ int run_run(const RunOptions& options) {
   ProgressMeter progress("load", plan_bytes, options.common);
   load.progress = [&](int64_t bytes) { progress.add(bytes); };
   for (const MoeLayerSpec& spec : layers) {
-    const LayerBatch batch{hidden, {}};
+    const LayerBatch batch{hidden, {}, {}};
     const auto results = run_layer_on_ranks(session, spec.layer, parallel,
                                             options.parallel.parsed_placement(), load, run, &batch,
                                             options.repeat);

@@ -135,7 +135,9 @@ int run_verify(const VerifyOptions& options) {
       const auto found = reference.blocks.find(spec.layer);
       LayerBatch batch;
       if (found != reference.blocks.end()) {
-        batch = {found->second.input, reference.token_ids};
+        const ReferenceBlock& block = found->second;
+        batch = {block.input, reference.token_ids, block.router_input};
+        run.skip_shared_experts = !block.has_shared;
       } else if (!options.reference.empty()) {
         session.report().note(fmt::format("{} has no block of layer {}", options.reference, spec.layer));
       }

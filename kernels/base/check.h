@@ -4,7 +4,6 @@
 
 #include <fmt/format.h>
 
-#include <source_location>
 #include <string>
 #include <utility>
 
@@ -14,7 +13,7 @@ namespace gantry {
 
 /// Throws `Error(code, message)`.
 [[noreturn]] void fail_with(ErrorCode code, std::string message,
-                            std::source_location where = std::source_location::current());
+                            SourceLocation where = SourceLocation::current());
 
 /// Formats a message and throws it; the location is that of the format string.
 template <typename... Args>

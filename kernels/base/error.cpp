@@ -30,10 +30,10 @@ std::string_view to_string(ErrorCode code) noexcept {
   return "unknown error";
 }
 
-Error::Error(ErrorCode code, const std::string& message, std::source_location where)
+Error::Error(ErrorCode code, const std::string& message, SourceLocation where)
     : std::runtime_error(message), code_(code), where_(where) {}
 
-void fail_with(ErrorCode code, std::string message, std::source_location where) {
+void fail_with(ErrorCode code, std::string message, SourceLocation where) {
   throw Error(code, message, where);
 }
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -23,21 +22,33 @@ enum class ErrorCode {
 
 std::string_view to_string(ErrorCode code) noexcept;
 
+/// A place in Gantry's source. (std::source_location is missing from clang 14 with libstdc++ 12.)
+struct SourceLocation {
+  const char* file = "";
+  int line = 0;
+
+  /// As a default argument: the place of the call.
+  static constexpr SourceLocation current(const char* file = __builtin_FILE(),
+                                          int line = __builtin_LINE()) noexcept {
+    return {file, line};
+  }
+};
+
 /// The one exception type that Gantry throws.
 ///
 /// The message names what was expected, what was found and which object it concerns.
 class Error : public std::runtime_error {
  public:
   Error(ErrorCode code, const std::string& message,
-        std::source_location where = std::source_location::current());
+        SourceLocation where = SourceLocation::current());
 
   [[nodiscard]] ErrorCode code() const noexcept { return code_; }
   /// Where in Gantry's source the error was raised.
-  [[nodiscard]] const std::source_location& where() const noexcept { return where_; }
+  [[nodiscard]] const SourceLocation& where() const noexcept { return where_; }
 
  private:
   ErrorCode code_;
-  std::source_location where_;
+  SourceLocation where_;
 };
 
 }  // namespace gantry
