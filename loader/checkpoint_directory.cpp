@@ -79,7 +79,7 @@ CheckpointDirectory list_checkpoint_directory(const fs::path& directory) {
 }
 
 fs::path resolve_inside(const fs::path& directory, std::string_view name) {
-  const fs::path path = directory / name;
+  fs::path path = directory / name;
   std::error_code error;
   if (!fs::is_symlink(path, error)) return path;  // what else is wrong with it, opening will say
   const fs::path target = canonical_path(path);

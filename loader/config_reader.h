@@ -27,11 +27,18 @@ class ConfigReader {
   [[nodiscard]] std::optional<int64_t> find_int(Keys keys) const;
   [[nodiscard]] int64_t require_int(Keys keys, int64_t low, int64_t high) const;
   [[nodiscard]] int64_t int_or(Keys keys, int64_t fallback) const;
+  /// Like int_or, for sizes and counts that are computed with.
+  [[nodiscard]] int64_t int_in_range_or(Keys keys, int64_t fallback, int64_t low,
+                                        int64_t high) const;
   [[nodiscard]] double number_or(Keys keys, double fallback) const;
   [[nodiscard]] bool bool_or(Keys keys, bool fallback) const;
   [[nodiscard]] std::string string_or(Keys keys, std::string fallback) const;
+  [[nodiscard]] bool is_list(std::string_view key) const;
   /// A list of strings or numbers as text, or nothing.
   [[nodiscard]] std::optional<std::vector<std::string>> find_list(std::string_view key) const;
+  /// The entry for this reader's layer of a list with one entry a layer, as text. Nothing where
+  /// there is no list or it is too short.
+  [[nodiscard]] std::optional<std::string> find_list_entry(std::string_view key) const;
   /// A nested object, or an empty one.
   [[nodiscard]] ConfigReader object_or_empty(std::string_view key) const;
 
@@ -44,7 +51,7 @@ class ConfigReader {
  private:
   struct Value {
     std::string_view key;
-    nlohmann::json value;  // a copy: entries of per-layer lists have no address of their own
+    const nlohmann::json* value;
   };
   [[nodiscard]] std::optional<Value> find(Keys keys) const;
   [[noreturn]] void wrong_type(const Value& value, std::string_view expected) const;

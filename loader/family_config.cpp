@@ -15,6 +15,7 @@ namespace gantry::family_config {
 namespace {
 
 constexpr int64_t kMaxSize = int64_t{1} << 24;
+constexpr int64_t kMaxExperts = int64_t{1} << 16;
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
 Activation parse_gated_activation(const ConfigReader& config, const std::string& name) {
@@ -33,12 +34,14 @@ Activation parse_gated_activation(const ConfigReader& config, const std::string&
 
 // Sizes under the names that nearly all families use.
 void read_sizes(const ConfigReader& config, MoeLayerSpec& layer, ConfigReader::Keys num_experts,
-                ConfigReader::Keys top_k, ConfigReader::Keys intermediate) {
+                ConfigReader::Keys top_k, ConfigReader::Keys intermediate,
+                int64_t num_zero_experts = 0) {
   layer.hidden_size = config.require_int({"hidden_size"}, 1, kMaxSize);
   layer.expert_hidden_size = layer.hidden_size;
-  layer.num_experts = static_cast<int>(config.require_int(num_experts, 1, 65536));
-  layer.routing.num_experts = layer.num_experts;
-  layer.routing.top_k = static_cast<int>(config.require_int(top_k, 1, layer.num_experts));
+  layer.num_experts = static_cast<int>(config.require_int(num_experts, 1, kMaxExperts));
+  layer.routing.num_zero_experts = static_cast<int>(num_zero_experts);
+  layer.routing.num_experts = layer.num_named_experts();
+  layer.routing.top_k = static_cast<int>(config.require_int(top_k, 1, layer.routing.num_experts));
   layer.intermediate_size = config.require_int(intermediate, 1, kMaxSize);
   layer.activation.kind =
       parse_gated_activation(config, config.string_or({"hidden_act", "hidden_activation"}, "silu"));
@@ -50,21 +53,31 @@ void read_moe_sizes(const ConfigReader& config, MoeLayerSpec& layer) {
              {"num_experts_per_tok", "num_experts_per_token"}, {"moe_intermediate_size"});
 }
 
+// `count` and `width` are within limits (int_in_range_or), so the product is far inside 64 bits.
 void add_shared(MoeLayerSpec& layer, int64_t count, int64_t width) {
   layer.shared.intermediate_size = count * width;
   layer.shared.activation = layer.activation;
 }
 
+int64_t size_or(const ConfigReader& config, ConfigReader::Keys keys, int64_t fallback) {
+  return config.int_in_range_or(keys, fallback, 0, kMaxSize);
+}
+
+int64_t shared_count(const ConfigReader& config, ConfigReader::Keys keys, int64_t fallback) {
+  return config.int_in_range_or(keys, fallback, 0, kMaxExperts);
+}
+
 void add_shared_experts(const ConfigReader& config, MoeLayerSpec& layer, int64_t default_count) {
-  add_shared(layer, config.int_or({"n_shared_experts", "num_shared_experts"}, default_count),
-             config.int_or({"moe_shared_expert_intermediate_size"}, layer.intermediate_size));
+  add_shared(layer, shared_count(config, {"n_shared_experts", "num_shared_experts"}, default_count),
+             size_or(config, {"moe_shared_expert_intermediate_size"}, layer.intermediate_size));
 }
 
 // Group-limited selection; one group that is kept is no limit at all.
 void add_groups(const ConfigReader& config, MoeLayerSpec& layer, GroupScore score,
                 float masked_score, int64_t default_groups, int64_t default_kept) {
-  const int64_t groups = config.int_or({"n_group", "num_expert_group"}, default_groups);
-  const int64_t kept = config.int_or({"topk_group"}, default_kept);
+  const int64_t groups =
+      config.int_in_range_or({"n_group", "num_expert_group"}, default_groups, 0, kMaxExperts);
+  const int64_t kept = config.int_in_range_or({"topk_group"}, default_kept, 0, kMaxExperts);
   if (groups <= 1 || groups == kept) return;
   layer.routing.group_score = score;
   layer.routing.num_groups = static_cast<int>(groups);
@@ -115,7 +128,7 @@ void minimax_m3(const ConfigReader& config, MoeLayerSpec& layer) {
                       .limit = static_cast<float>(config.number_or({"swiglu_limit"}, 7.0)),
                       .alpha = static_cast<float>(config.number_or({"swiglu_alpha"}, 1.702)),
                       .beta = 1.0F};
-  add_shared(layer, 1, config.int_or({"shared_intermediate_size"}, layer.intermediate_size));
+  add_shared(layer, 1, size_or(config, {"shared_intermediate_size"}, layer.intermediate_size));
 }
 
 void phimoe(const ConfigReader& config, MoeLayerSpec& layer) {
@@ -213,10 +226,8 @@ void deepseek_v4(const ConfigReader& config, MoeLayerSpec& layer) {
   }
   layer.activation.limit = static_cast<float>(config.number_or({"swiglu_limit"}, 10.0));
   const int64_t num_hash_layers = config.int_or({"num_hash_layers"}, 0);
-  const auto types = config.find_list("mlp_layer_types");
-  const auto index = static_cast<size_t>(layer.layer);
-  const bool hash = types && index < types->size() ? (*types)[index] == "hash_moe"
-                                                   : layer.layer < num_hash_layers;
+  const auto type = config.find_list_entry("mlp_layer_types");
+  const bool hash = type ? *type == "hash_moe" : layer.layer < num_hash_layers;
   if (hash) {
     layer.routing.method = RoutingMethod::kHash;
     layer.correction_bias = false;
@@ -274,10 +285,10 @@ void hunyuan_v1(const ConfigReader& config, MoeLayerSpec& layer) {
   read_sizes(config, layer, {"num_experts", "num_local_experts"}, {"moe_topk", "num_experts_per_tok"},
              {"intermediate_size"});
   const int64_t dense_width = layer.intermediate_size;
-  layer.intermediate_size = config.int_or({"moe_intermediate_size"}, dense_width);
+  layer.intermediate_size = config.int_in_range_or({"moe_intermediate_size"}, dense_width, 1, kMaxSize);
   layer.routing.renormalize = true;
   if (config.bool_or({"use_mixed_mlp_moe"}, true)) {
-    add_shared(layer, config.int_or({"num_shared_expert"}, 1), dense_width);
+    add_shared(layer, shared_count(config, {"num_shared_expert"}, 1), dense_width);
   }
 }
 
@@ -315,7 +326,7 @@ void cohere2_moe(const ConfigReader& config, MoeLayerSpec& layer) {
     layer.routing.select_on_logits = true;
     layer.routing.renormalize = config.bool_or({"norm_topk_prob"}, true);
   }
-  add_shared(layer, config.int_or({"num_shared_experts"}, 0), layer.intermediate_size);
+  add_shared(layer, shared_count(config, {"num_shared_experts"}, 0), layer.intermediate_size);
   const std::string strategy = config.string_or({"shared_expert_combination_strategy"}, "average");
   if (layer.shared.intermediate_size > 0 && strategy == "average") layer.output_scale = 0.5F;
 }
@@ -341,17 +352,16 @@ void ernie4_5_moe(const ConfigReader& config, MoeLayerSpec& layer) {
   layer.correction_bias = config.bool_or({"moe_use_aux_free"}, true);
   layer.routing.renormalize = true;
   layer.routing.renorm_min = static_cast<float>(config.number_or({"moe_norm_min"}, 1e-12));
-  add_shared(layer, config.int_or({"moe_num_shared_experts"}, 2), layer.intermediate_size);
+  add_shared(layer, shared_count(config, {"moe_num_shared_experts"}, 2), layer.intermediate_size);
 }
 
 void longcat_flash(const ConfigReader& config, MoeLayerSpec& layer) {
   read_sizes(config, layer, {"n_routed_experts", "num_local_experts"},
-             {"moe_topk", "num_experts_per_tok"}, {"expert_ffn_hidden_size"});
+             {"moe_topk", "num_experts_per_tok"}, {"expert_ffn_hidden_size"},
+             config.int_in_range_or({"zero_expert_num"}, 256, 0, kMaxExperts));
   const std::string kind = config.string_or({"zero_expert_type"}, "identity");
   GANTRY_CHECK(kind == "identity", ErrorCode::kUnsupported,
                "{}: zero_expert_type: expected identity, found '{}'", config.source(), kind);
-  layer.routing.num_zero_experts = static_cast<int>(config.int_or({"zero_expert_num"}, 256));
-  layer.routing.num_experts = layer.num_experts + layer.routing.num_zero_experts;
   layer.correction_bias = true;
   layer.routing.renormalize = config.bool_or({"norm_topk_prob"}, false);
   layer.routing.scaling = static_cast<float>(config.number_or({"routed_scaling_factor"}, 6.0));
@@ -366,9 +376,10 @@ void nemotron_h(const ConfigReader& config, MoeLayerSpec& layer) {
   GANTRY_CHECK(act == "relu2" || act == "silu", ErrorCode::kUnsupported,
                "{}: mlp_hidden_act: expected relu2 or silu, found '{}'", config.source(), act);
   layer.activation.kind = act == "relu2" ? Activation::kRelu2NoMul : Activation::kSiluNoMul;
-  add_shared(layer, config.int_or({"n_shared_experts"}, 1),
-             config.int_or({"moe_shared_expert_intermediate_size"}, layer.intermediate_size));
-  layer.expert_hidden_size = config.int_or({"moe_latent_size"}, layer.hidden_size);
+  add_shared(layer, shared_count(config, {"n_shared_experts"}, 1),
+             size_or(config, {"moe_shared_expert_intermediate_size"}, layer.intermediate_size));
+  layer.expert_hidden_size =
+      config.int_in_range_or({"moe_latent_size"}, layer.hidden_size, 1, kMaxSize);
 }
 
 void jamba(const ConfigReader& config, MoeLayerSpec& layer) {
@@ -380,7 +391,7 @@ void dbrx(const ConfigReader& config, MoeLayerSpec& layer) {
   const ConfigReader ffn = config.object_or_empty("ffn_config");
   layer.hidden_size = config.require_int({"d_model", "hidden_size"}, 1, kMaxSize);
   layer.expert_hidden_size = layer.hidden_size;
-  layer.num_experts = static_cast<int>(ffn.require_int({"moe_num_experts"}, 1, 65536));
+  layer.num_experts = static_cast<int>(ffn.require_int({"moe_num_experts"}, 1, kMaxExperts));
   layer.routing.num_experts = layer.num_experts;
   layer.routing.top_k = static_cast<int>(ffn.require_int({"moe_top_k"}, 1, layer.num_experts));
   layer.intermediate_size = ffn.require_int({"ffn_hidden_size"}, 1, kMaxSize);
@@ -397,7 +408,7 @@ void granitemoe(const ConfigReader& config, MoeLayerSpec& layer) {
   mixtral(config, layer);
   layer.routing.scoring = RouterScoring::kSoftmaxOverSelected;
   layer.routing.renormalize = false;
-  add_shared(layer, 1, config.int_or({"shared_intermediate_size"}, 0));
+  add_shared(layer, 1, size_or(config, {"shared_intermediate_size"}, 0));
 }
 
 void gpt_oss(const ConfigReader& config, MoeLayerSpec& layer) {
@@ -425,7 +436,7 @@ void aria(const ConfigReader& config, MoeLayerSpec& layer) {
   read_sizes(config, layer, {"moe_num_experts"}, {"moe_topk"}, {"intermediate_size"});
   layer.activation.kind = Activation::kSilu;  // fixed in the routed experts of this family
   layer.routing.scoring = RouterScoring::kSoftmaxOverSelected;
-  add_shared(layer, config.int_or({"moe_num_shared_experts"}, 2), layer.intermediate_size);
+  add_shared(layer, shared_count(config, {"moe_num_shared_experts"}, 2), layer.intermediate_size);
 }
 
 void gemma4(const ConfigReader& config, MoeLayerSpec& layer) {
@@ -465,7 +476,8 @@ void step3_5(const ConfigReader& config, MoeLayerSpec& layer) {
 void grok(const ConfigReader& config, MoeLayerSpec& layer) {
   read_sizes(config, layer, {"num_local_experts", "num_experts"}, {"num_experts_per_tok"},
              {"intermediate_size"});
-  layer.intermediate_size = config.int_or({"moe_intermediate_size"}, layer.intermediate_size);
+  layer.intermediate_size =
+      config.int_in_range_or({"moe_intermediate_size"}, layer.intermediate_size, 1, kMaxSize);
   if (!config.has("hidden_act")) layer.activation.kind = Activation::kGelu;
   const bool residual = config.bool_or({"residual_moe"}, false);
   layer.routing.renormalize =
@@ -479,7 +491,7 @@ void arctic(const ConfigReader& config, MoeLayerSpec& layer) { mixtral(config, l
 void interns1_pro(const ConfigReader& config, MoeLayerSpec& layer) {
   read_moe_sizes(config, layer);
   softmax_router(config, layer, true);
-  const int64_t groups = config.int_or({"router_n_groups", "n_group"}, 1);
+  const int64_t groups = config.int_in_range_or({"router_n_groups", "n_group"}, 1, 0, kMaxExperts);
   if (groups > 1) {
     layer.routing.group_score = GroupScore::kTopKOfEach;
     layer.routing.num_groups = static_cast<int>(groups);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdlib>
 #include <map>
+#include <tuple>
 #include <utility>
 
 #include "kernels/base/check.h"
@@ -213,6 +215,7 @@ std::vector<std::string> NameMap::find_prefixes(const FamilySpec& family,
   std::stable_sort(order.begin(), order.end(),
                    [](const auto& a, const auto& b) { return a.second > b.second; });
   std::vector<std::string> prefixes;
+  prefixes.reserve(order.size());
   for (auto& [prefix, count] : order) prefixes.push_back(std::move(prefix));
   return prefixes;
 }
@@ -284,19 +287,24 @@ std::string NameMap::format(const TensorRef& ref) const {
 
 std::string NameMap::expected_name(int layer, int expert, Part part, TensorKind kind,
                                    std::optional<int> like_pattern) const {
-  // The spelling that the rest of the checkpoint uses, if we know a pattern of it: the patterns of
-  // one spelling stand together in the table, so the nearest one with this part belongs to it.
+  // The spelling that the rest of the checkpoint uses, if we know a pattern of it: the same stacking,
+  // then gate and up apart unless they are fused there too, then the nearest row of the table (the
+  // patterns of one spelling stand together).
   const auto& tensors = family_->tensors;
+  const TensorPattern* like =
+      like_pattern ? &tensors[static_cast<size_t>(*like_pattern)] : nullptr;
   const bool is_gate_or_up = part == Part::kW1 || part == Part::kW3;
   int best = -1;
-  int best_distance = 0;
+  std::tuple<bool, bool, int> best_rank;
   for (int p = 0; p < static_cast<int>(tensors.size()); ++p) {
-    const Part found = tensors[static_cast<size_t>(p)].part;
-    if (found != part && !(is_gate_or_up && found == Part::kW13)) continue;
-    const int distance = like_pattern ? std::abs(p - *like_pattern) : p;
-    if (best < 0 || distance < best_distance) {
+    const TensorPattern& pattern = tensors[static_cast<size_t>(p)];
+    if (pattern.part != part && !(is_gate_or_up && pattern.part == Part::kW13)) continue;
+    const std::tuple rank(like != nullptr && pattern.stacking != like->stacking,
+                          pattern.part != part && !(like != nullptr && like->part == Part::kW13),
+                          like_pattern ? std::abs(p - *like_pattern) : p);
+    if (best < 0 || rank < best_rank) {
       best = p;
-      best_distance = distance;
+      best_rank = rank;
     }
   }
   if (best < 0) return std::string(to_string(part));

@@ -33,11 +33,16 @@ void LoadLedger::finish(LoadReport& report) const {
     std::string problem;
     for (const auto& [begin, end] : writes) {
       if (begin > next && problem.empty()) problem = fmt::format("{} to {} not written", next, begin);
-      if (begin < next && problem.empty()) problem = fmt::format("{} to {} written twice", begin, next);
+      if (begin < next && problem.empty()) {
+        problem = fmt::format("{} to {} written twice", begin, std::min(next, end));
+      }
       next = std::max(next, end);
     }
-    if (next != state.entry.units && problem.empty()) {
+    if (next < state.entry.units && problem.empty()) {
       problem = fmt::format("{} to {} not written", next, state.entry.units);
+    }
+    if (next > state.entry.units && problem.empty()) {
+      problem = fmt::format("{} to {} written behind the end", state.entry.units, next);
     }
     if (problem.empty()) continue;
     const Entry& e = state.entry;

@@ -21,6 +21,8 @@ using nlohmann::json;
 constexpr std::array<std::string_view, 5> kNestedConfigs = {
     "text_config", "language_config", "llm_config", "thinker_config", "language_model_config"};
 
+constexpr int64_t kMaxLayers = 10000;
+
 struct Decoder {
   const json* object;
   std::string model_type;
@@ -91,7 +93,8 @@ int64_t default_first_layer(const std::string& model_type) {
       {"deepseek_v3", 3}, {"deepseek_v32", 3}, {"glm_moe_dsa", 3},   {"step3p5", 3},
       {"step3p7", 3},     {"lfm2_moe", 2},     {"ernie4_5_moe", 1},  {"glm4_moe", 1},
       {"glm4v_moe", 1},   {"afmoe", 1},        {"exaone_moe", 1},    {"glm4_moe_lite", 1},
-      {"axk1", 1},        {"laguna", 1},       {"hy_v3", 1},         {"kimi_linear", 1}};
+      {"axk1", 1},        {"laguna", 1},       {"hy_v3", 1},         {"kimi_linear", 1},
+      {"mimo_v2_flash", 1}};
   const auto found = kDefaults.find(model_type);
   return found == kDefaults.end() ? 0 : found->second;
 }
@@ -101,15 +104,16 @@ int64_t default_first_layer(const std::string& model_type) {
 class LayerRule {
  public:
   LayerRule(const ConfigReader& config, const std::string& model_type) : config_(config) {
-    for (const std::string_view key : {"mlp_layer_types", "layers_block_type"}) {
-      if (auto list = config.find_list(key)) types_ = std::move(list);
-    }
+    types_ = config.find_list("mlp_layer_types");
+    // In other hybrids (Granite) this list names the mixer, and every layer is MoE.
+    if (model_type == "nemotron_h" && !types_) types_ = config.find_list("layers_block_type");
     pattern_ = config.string_or({"hybrid_override_pattern"}, "");
     if (auto list = config.find_list("moe_layers")) explicit_ = indices_of(*list, "moe_layers", config);
     if (config.has("moe_layers_enum")) {
-      auto list = config.find_list("moe_layers_enum");
-      explicit_ = indices_of(list ? *list : split_commas(config.string_or({"moe_layers_enum"}, "")),
-                             "moe_layers_enum", config);
+      const auto list = config.is_list("moe_layers_enum")
+                            ? *config.find_list("moe_layers_enum")
+                            : split_commas(config.string_or({"moe_layers_enum"}, ""));
+      explicit_ = indices_of(list, "moe_layers_enum", config);
     }
     if (auto list = config.find_list("mlp_only_layers")) {
       dense_ = indices_of(*list, "mlp_only_layers", config);
@@ -128,7 +132,7 @@ class LayerRule {
     GANTRY_CHECK(period_ >= 1 && step_ >= 1, ErrorCode::kFormat,
                  "{}: expected MoE layer periods of at least 1, found {} and {}", config.source(),
                  period_, step_);
-    frequency_is_list_ = config.find_list("moe_layer_freq").has_value();
+    frequency_is_list_ = config.is_list("moe_layer_freq");
   }
 
   [[nodiscard]] bool is_moe(int layer) const {
@@ -169,10 +173,15 @@ std::optional<DType> parse_torch_dtype(const std::string& name) {
 }
 
 int count_layers(const ConfigReader& config) {
-  constexpr int64_t kMaxLayers = 10000;
   // Hybrids may give only the list of block types.
   const auto blocks = config.find_list("layers_block_type");
-  if (blocks && !config.has("num_hidden_layers")) return static_cast<int>(blocks->size());
+  if (blocks && !config.has("num_hidden_layers")) {
+    const auto count = static_cast<int64_t>(blocks->size());
+    GANTRY_CHECK(count >= 1 && count <= kMaxLayers, ErrorCode::kFormat,
+                 "{}: layers_block_type: expected 1 to {} entries, found {}", config.source(),
+                 kMaxLayers, count);
+    return static_cast<int>(count);
+  }
   // LongCat counts its decoder layers in num_layers; num_hidden_layers counts attention blocks.
   if (config.has("num_layers") && config.has("zero_expert_num")) {
     return static_cast<int>(config.require_int({"num_layers"}, 1, kMaxLayers));
@@ -182,8 +191,8 @@ int count_layers(const ConfigReader& config) {
 }
 
 void add_notes(const ConfigReader& config, const json& root, MoeModelConfig& model) {
-  model.num_mtp_layers = static_cast<int>(
-      config.int_or({"num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"}, 0));
+  model.num_mtp_layers = static_cast<int>(config.int_in_range_or(
+      {"num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"}, 0, 0, kMaxLayers));
   if (model.num_mtp_layers > 0) {
     model.notes.push_back(fmt::format(
         "config declares {} multi-token prediction layer(s): they are not loaded",

@@ -122,7 +122,7 @@ struct SafetensorsWriter::State {
 };
 
 SafetensorsWriter::SafetensorsWriter(std::filesystem::path path, std::vector<TensorInfo> tensors,
-                                     std::map<std::string, std::string> metadata)
+                                     const std::map<std::string, std::string>& metadata)
     : path_(std::move(path)) {
   lay_out(tensors, path_.string());
   const int64_t data_bytes = tensors.empty() ? 0 : tensors.back().end;

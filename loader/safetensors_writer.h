@@ -25,7 +25,7 @@ class SafetensorsWriter {
   ///         negative sizes, more than kMaxTensorRank dimensions ...
   /// @throws Error kIo
   SafetensorsWriter(std::filesystem::path path, std::vector<TensorInfo> tensors,
-                    std::map<std::string, std::string> metadata);
+                    const std::map<std::string, std::string>& metadata);
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
   ~SafetensorsWriter();

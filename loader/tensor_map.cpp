@@ -15,6 +15,11 @@
 namespace gantry {
 namespace {
 
+// Parts whose biases configs do not declare: the tensor's presence does.
+bool may_have_bias(Part part) {
+  return is_shared_part(part) || part == Part::kLatentIn || part == Part::kLatentOut;
+}
+
 constexpr std::array<Part, 3> kExpertParts = {Part::kW1, Part::kW3, Part::kW2};
 
 }  // namespace
@@ -149,7 +154,7 @@ class TensorMapBuilder {
     LayerTensors& layer = map_.layers_[spec.layer];
     auto source = std::make_unique<TensorSource>(TensorSource{name, &tensor, ref});
     if (!is_expert_part(ref.part)) {
-      place_single(*source, layer, spec);
+      if (!place_single(*source, layer, spec)) return;
     } else {
       if (ref.expert >= spec.num_experts) {
         if (ref.expert < spec.num_named_experts()) {
@@ -187,28 +192,32 @@ class TensorMapBuilder {
     if (previous != nullptr) duplicate(source, *previous);
   }
 
-  void place_single(const TensorSource& source, LayerTensors& layer, const MoeLayerSpec& spec) {
+  // Returns whether the config calls for a tensor of this meaning.
+  bool place_single(const TensorSource& source, LayerTensors& layer, const MoeLayerSpec& spec) {
     const auto required = required_singles(spec);
     const TensorRef& ref = source.ref;
+    const auto is_required = [&](Part part, TensorKind kind) {
+      return std::find(required.begin(), required.end(), std::pair{part, kind}) != required.end();
+    };
     for (const Part part : provided_parts(ref.part)) {
-      const bool wanted = std::find(required.begin(), required.end(),
-                                    std::pair{part, TensorKind::kWeight}) != required.end();
-      const bool bias_wanted =
-          is_shared_part(part) || std::find(required.begin(), required.end(),
-                                            std::pair{part, ref.kind}) != required.end();
-      if (!wanted || (ref.kind == TensorKind::kBias && !bias_wanted)) {
-        return unknown(source.name, *source.tensor, ref,
-                       fmt::format("the config says that the layer has no {} {}", to_string(part),
-                                   to_string(ref.kind)));
-      }
-      const auto [place, inserted] = layer.singles.emplace(std::pair{part, ref.kind}, &source);
-      if (!inserted) {
-        ++map_.counts_.layer;
-        return duplicate(source, *place->second);
-      }
+      const bool wanted =
+          is_required(part, ref.kind) || (is_required(part, TensorKind::kWeight) &&
+                                          ref.kind == TensorKind::kBias && may_have_bias(part));
+      if (wanted) continue;
+      unknown(source.name, *source.tensor, ref,
+              fmt::format("the config says that the layer has no {} {}", to_string(part),
+                          to_string(ref.kind)));
+      return false;
     }
     ++map_.counts_.layer;
     if (ref.kind == TensorKind::kBias && is_shared_part(ref.part)) layer.shared_bias = true;
+    for (const Part part : provided_parts(ref.part)) {
+      const auto [place, inserted] = layer.singles.emplace(std::pair{part, ref.kind}, &source);
+      if (inserted) continue;
+      duplicate(source, *place->second);
+      break;
+    }
+    return true;
   }
 
   void duplicate(const TensorSource& source, const TensorSource& previous) {

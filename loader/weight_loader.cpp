@@ -71,10 +71,12 @@ class SmallTensorReader {
         id = static_cast<int32_t>(raw[i]);
       }
       if (id < 0 || id >= num_experts) {
+        const std::string file =
+            checkpoint_.files()[static_cast<size_t>(source->tensor->file)].path().filename().string();
         report_.add({FindingKind::kValue,
-                     fmt::format("{}: element {}: expected an expert id below {}, found {}",
-                                 source->name, i, num_experts, id),
-                     source->name, "", source->ref.layer, -1, std::string(to_string(part))});
+                     fmt::format("{}: element {}: expected an expert id below {}, found {} ({})",
+                                 source->name, i, num_experts, id, file),
+                     source->name, file, source->ref.layer, -1, std::string(to_string(part))});
         return {};
       }
       ids[i] = static_cast<int32_t>(id);

@@ -87,12 +87,19 @@ std::vector<int32_t> ExpertMap::slots_of(int ep_rank, int expert) const {
   return slots;
 }
 
-int ExpertMap::owner(int physical) const { return owner_.at(static_cast<size_t>(physical)); }
+int ExpertMap::owner(int physical) const { return owner_[physical_index(physical)]; }
 
-int ExpertMap::slot(int physical) const { return slot_.at(static_cast<size_t>(physical)); }
+int ExpertMap::slot(int physical) const { return slot_[physical_index(physical)]; }
 
 int ExpertMap::logical(int physical) const {
-  return physical_to_logical_.at(static_cast<size_t>(physical));
+  return physical_to_logical_[physical_index(physical)];
+}
+
+size_t ExpertMap::physical_index(int physical) const {
+  GANTRY_CHECK(physical >= 0 && physical < num_physical(), ErrorCode::kInvalidArgument,
+               "expert map: expected a physical expert below {}, found {}", num_physical(),
+               physical);
+  return static_cast<size_t>(physical);
 }
 
 std::span<const int32_t> ExpertMap::replicas(int expert) const {

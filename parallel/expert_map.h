@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -68,6 +69,8 @@ class ExpertMap {
   friend bool operator==(const ExpertMap&, const ExpertMap&) = default;
 
  private:
+  [[nodiscard]] size_t physical_index(int physical) const;
+
   int num_experts_ = 0;
   int ep_size_ = 1;
   Placement placement_ = Placement::kLinear;

@@ -47,6 +47,7 @@ ExchangedTokens TokenExchange::dispatch(std::span<const float> hidden_states,
                hidden_states.size(), topk_ids.size(), topk_weights.size(), hidden_size_, top_k_);
   if (config_.dp_size == 1) {
     own_begin_ = 0;
+    own_tokens_ = num_tokens_ = num_tokens;
     return {num_tokens, 0, hidden_states, topk_ids, topk_weights};
   }
   // One rank of each token group speaks for it; the others hold the same tokens.
@@ -71,15 +72,19 @@ ExchangedTokens TokenExchange::dispatch(std::span<const float> hidden_states,
   gather(*world_, topk_ids, scaled(top_k_), topk_ids_);
   gather(*world_, topk_weights, scaled(top_k_), topk_weights_);
   const int64_t total = std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
+  own_tokens_ = num_tokens;
+  num_tokens_ = total;
   bytes_received_ += (total - contributed) * (hidden_size_ + 2 * top_k_) * 4;
   return {total, own_begin_, hidden_states_, topk_ids_, topk_weights_};
 }
 
 void TokenExchange::combine(std::span<float> partial, std::span<float> out) {
   const auto begin = static_cast<size_t>(own_begin_ * hidden_size_);
-  GANTRY_CHECK(begin + out.size() <= partial.size(), ErrorCode::kInvalidArgument,
-               "combine: {} values of own tokens from {} do not lie inside {}", out.size(), begin,
-               partial.size());
+  GANTRY_CHECK(partial.size() == static_cast<size_t>(num_tokens_ * hidden_size_) &&
+                   out.size() == static_cast<size_t>(own_tokens_ * hidden_size_),
+               ErrorCode::kInvalidArgument,
+               "combine: expected {} x {} partial and {} x {} own values, found {} and {}",
+               num_tokens_, hidden_size_, own_tokens_, hidden_size_, partial.size(), out.size());
   if (world_->size() > 1) {
     world_->all_reduce_sum(partial);
     bytes_received_ += static_cast<int64_t>(partial.size_bytes()) * (world_->size() - 1);

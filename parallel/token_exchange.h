@@ -35,7 +35,7 @@ class TokenExchange {
                            std::span<const float> topk_weights);
 
   /// Collective. Sums `partial` [T', H] over all ranks in rank order and writes this rank's own
-  /// tokens to out [T, H].
+  /// tokens to out [T, H]. T' and T are those of the last dispatch.
   void combine(std::span<float> partial, std::span<float> out);
 
   /// Bytes that this rank has received so far, by dispatch and by combine.
@@ -46,7 +46,9 @@ class TokenExchange {
   Communicator* world_;
   int64_t hidden_size_;
   int64_t top_k_;
-  int64_t own_begin_ = 0;   // first of this rank's tokens among the exchanged ones
+  int64_t num_tokens_ = 0;  // exchanged by the last dispatch
+  int64_t own_begin_ = 0;   // first of this rank's tokens among them
+  int64_t own_tokens_ = 0;
   int64_t bytes_received_ = 0;
   std::vector<float> hidden_states_;
   std::vector<int32_t> topk_ids_;

@@ -30,14 +30,14 @@ struct FusedMoeOptions {
 
 /// A batch of tokens, with as much of its routing as the caller has.
 struct MoeInput {
-  std::span<const float> hidden_states;  // [T, H]
+  std::span<const float> hidden_states{};  // [T, H]
   /// What the router sees where it is not the experts' input (Gemma 4: before the norm); [T, H] or
   /// empty.
-  std::span<const float> router_hidden_states;
-  std::span<const float> router_logits;  // [T, routing.num_experts], or empty: computed
-  std::span<const int32_t> topk_ids;     // [T, K] logical ids, -1 for none, or empty: computed
-  std::span<const float> topk_weights;   // [T, K], with topk_ids
-  std::span<const int32_t> token_ids;    // [T], for hash routing
+  std::span<const float> router_hidden_states{};
+  std::span<const float> router_logits{};  // [T, routing.num_experts], or empty: computed
+  std::span<const int32_t> topk_ids{};     // [T, K] logical ids, -1 for none, or empty: computed
+  std::span<const float> topk_weights{};   // [T, K], with topk_ids
+  std::span<const int32_t> token_ids{};    // [T], for hash routing
 };
 
 /// Times of the last forward call, in microseconds.

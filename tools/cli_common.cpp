@@ -43,7 +43,7 @@ void Output::result(std::string_view line) const {
   std::fputc('\n', stdout);
 }
 
-void Output::event(std::string_view event, nlohmann::ordered_json fields) const {
+void Output::event(std::string_view event, const nlohmann::ordered_json& fields) const {
   if (!json_) return;
   nlohmann::ordered_json object;
   object["event"] = event;

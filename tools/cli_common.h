@@ -62,7 +62,7 @@ class Output {
   /// A line that --quiet keeps.
   void result(std::string_view line) const;
   /// An object for programs; left out without --json. `event` names its kind.
-  void event(std::string_view event, nlohmann::ordered_json fields) const;
+  void event(std::string_view event, const nlohmann::ordered_json& fields) const;
   /// Findings and notes of a report, in both forms; at most `max_lines` findings as text.
   void report(const LoadReport& report, size_t max_lines) const;
 

@@ -5,7 +5,7 @@
 #include "kernels/base/check.h"
 #include "loader/expected_tensors.h"
 #include "tools/commands.h"
-#include "tools/model_session.h"
+#include "runtime/moe_model.h"
 
 namespace gantry::cli {
 namespace {
@@ -40,14 +40,14 @@ std::string pattern_text(const TensorPattern& pattern) {
 }
 
 // The spellings of a layer's experts, in the words above.
-std::string spelling(const ModelSession& session, const MoeLayerSpec& spec) {
+std::string spelling(const MoeModel& model, const MoeLayerSpec& spec) {
   std::set<std::string> spellings;
-  const LayerTensors& tensors = session.tensors().layer(spec.layer);
+  const LayerTensors& tensors = model.tensors().layer(spec.layer);
   for (const LayerTensors::Expert& expert : tensors.experts) {
     for (const auto& part : expert.parts) {
       if (part[0] == nullptr) continue;
       const auto index = static_cast<size_t>(part[0]->ref.pattern);
-      spellings.insert(pattern_text(session.config().family->tensors[index]));
+      spellings.insert(pattern_text(model.config().family->tensors[index]));
     }
   }
   return fmt::format("{}", fmt::join(spellings, " + "));
@@ -63,12 +63,12 @@ struct LayerRow {
   nlohmann::ordered_json fields;
 };
 
-LayerRow describe_layer(const ModelSession& session, const MoeLayerSpec& spec) {
-  const LayerTensors& tensors = session.tensors().layer(spec.layer);
+LayerRow describe_layer(const MoeModel& model, const MoeLayerSpec& spec) {
+  const LayerTensors& tensors = model.tensors().layer(spec.layer);
   const std::string experts = dtype_text(tensors.expert_source(0, Part::kW2, TensorKind::kWeight));
   const std::string router = dtype_text(tensors.single(Part::kRouter, TensorKind::kWeight));
   const std::string shared = dtype_text(tensors.single(Part::kSharedW2, TensorKind::kWeight));
-  const int64_t weights = spec.num_experts * (spec.gated() ? 3 : 2) * spec.intermediate_size *
+  const int64_t weights = int64_t{spec.num_experts} * (spec.gated() ? 3 : 2) * spec.intermediate_size *
                           spec.expert_hidden_size;
   const TensorSource* any = tensors.expert_source(0, Part::kW2, TensorKind::kWeight);
   const int64_t bytes =
@@ -77,7 +77,7 @@ LayerRow describe_layer(const ModelSession& session, const MoeLayerSpec& spec) {
   row.text = fmt::format("E {} top-{} H {} I {}, experts {} {} ({}), router {}, shared {}, {}",
                          spec.num_experts, spec.routing.top_k, spec.hidden_size,
                          spec.intermediate_size, experts, human_bytes(bytes),
-                         spelling(session, spec), router,
+                         spelling(model, spec), router,
                          spec.shared.intermediate_size > 0
                              ? fmt::format("{} I {}", shared, spec.shared.intermediate_size)
                              : std::string("none"),
@@ -89,7 +89,7 @@ LayerRow describe_layer(const ModelSession& session, const MoeLayerSpec& spec) {
                 {"intermediate_size", spec.intermediate_size},
                 {"experts_dtype", experts},
                 {"experts_bytes", bytes},
-                {"spelling", spelling(session, spec)},
+                {"spelling", spelling(model, spec)},
                 {"router_dtype", router},
                 {"shared_dtype", shared},
                 {"shared_intermediate_size", spec.shared.intermediate_size},
@@ -98,14 +98,14 @@ LayerRow describe_layer(const ModelSession& session, const MoeLayerSpec& spec) {
 }
 
 // Consecutive layers that look the same share a line.
-void print_layers(const ModelSession& session, const Output& output) {
-  const auto& layers = session.config().layers;
+void print_layers(const MoeModel& model, const Output& output) {
+  const auto& layers = model.config().layers;
   for (size_t begin = 0; begin < layers.size();) {
-    const LayerRow row = describe_layer(session, layers[begin]);
+    const LayerRow row = describe_layer(model, layers[begin]);
     output.event("layer", row.fields);
     size_t end = begin + 1;
     while (end < layers.size()) {
-      const LayerRow next = describe_layer(session, layers[end]);
+      const LayerRow next = describe_layer(model, layers[end]);
       if (next.text != row.text) break;
       output.event("layer", next.fields);
       ++end;
@@ -118,16 +118,16 @@ void print_layers(const ModelSession& session, const Output& output) {
   }
 }
 
-void print_plan(const ModelSession& session, const InspectOptions& options, const Output& output) {
+void print_plan(const MoeModel& model, const InspectOptions& options, const Output& output) {
   ParallelConfig parallel = options.parallel.config();
   parallel.rank = options.rank;
   validate(parallel);
-  const WeightLoader loader(session.checkpoint(), session.config(), session.tensors());
+  const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
   int64_t reads = 0;
   int64_t bytes_read = 0;
   int64_t bytes_owned = 0;
   std::string placement;
-  for (const MoeLayerSpec& spec : session.config().layers) {
+  for (const MoeLayerSpec& spec : model.config().layers) {
     const ExpertMap experts = ExpertMap::create(spec.num_experts, parallel.ep_size,
                                                 options.parallel.parsed_placement());
     placement = experts.describe();
@@ -149,26 +149,26 @@ void print_plan(const ModelSession& session, const InspectOptions& options, cons
 
 int run_inspect(const InspectOptions& options) {
   const Output output(options.common);
-  ModelSession session(options.directory, /*names_only=*/false);
-  const MoeModelConfig& config = session.config();
+  MoeModel model(options.directory, /*names_only=*/false);
+  const MoeModelConfig& config = model.config();
   output.text(fmt::format("{}: family {} (model_type {}), {} layers, {} of them MoE, prefix '{}'",
                           options.directory, config.family->name, config.model_type,
                           config.num_layers, config.layers.size(),
-                          session.tensors().names().prefix()));
-  output.text(fmt::format("{} tensors, {} in {} file(s)", session.tensors().counts().total,
-                          human_bytes(session.checkpoint().total_bytes()),
-                          session.checkpoint().files().size()));
+                          model.tensors().names().prefix()));
+  output.text(fmt::format("{} tensors, {} in {} file(s)", model.tensors().counts().total,
+                          human_bytes(model.checkpoint().total_bytes()),
+                          model.checkpoint().files().size()));
   output.event("model", {{"directory", options.directory},
                          {"family", config.family->name},
                          {"model_type", config.model_type},
                          {"num_layers", config.num_layers},
                          {"num_moe_layers", config.layers.size()},
-                         {"prefix", session.tensors().names().prefix()},
-                         {"bytes", session.checkpoint().total_bytes()}});
-  print_layers(session, output);
-  output.report(session.report(), 20);
-  if (!session.report().ok()) return kExitFinding;
-  print_plan(session, options, output);
+                         {"prefix", model.tensors().names().prefix()},
+                         {"bytes", model.checkpoint().total_bytes()}});
+  print_layers(model, output);
+  output.report(model.report(), 20);
+  if (!model.report().ok()) return kExitFinding;
+  print_plan(model, options, output);
   return kExitOk;
 }
 

@@ -8,7 +8,7 @@
 #include "kernels/base/float_convert.h"
 #include "loader/safetensors_writer.h"
 #include "tools/commands.h"
-#include "tools/model_session.h"
+#include "runtime/moe_model.h"
 
 namespace gantry::cli {
 namespace {
@@ -132,12 +132,12 @@ int run_run(const RunOptions& options) {
   const ParallelConfig parallel = options.parallel.config();
   const LayerRange range = parse_layer_range(options.layers);
   GANTRY_CHECK(options.tokens >= 0, ErrorCode::kInvalidArgument, "--tokens: expected at least 0");
-  ModelSession session(options.directory, /*names_only=*/false);
-  const MoeModelConfig& config = session.config();
+  MoeModel model(options.directory, /*names_only=*/false);
+  const MoeModelConfig& config = model.config();
   output.text(fmt::format("{}: family {}, {}; {}", options.directory, config.family->name,
                           describe(parallel), cpu_model_name()));
-  if (!session.report().ok()) {
-    output.report(session.report(), 50);
+  if (!model.report().ok()) {
+    output.report(model.report(), 50);
     return kExitFinding;
   }
   std::vector<MoeLayerSpec> layers;
@@ -168,7 +168,7 @@ int run_run(const RunOptions& options) {
   LoadStats total;
   std::map<int, std::vector<float>> outputs;
   int64_t plan_bytes = 0;
-  const WeightLoader loader(session.checkpoint(), config, session.tensors());
+  const WeightLoader loader(model.checkpoint(), config, model.tensors());
   for (const MoeLayerSpec& spec : layers) {
     for (int rank = 0; rank < parallel.world_size(); ++rank) {
       ParallelConfig own = parallel;
@@ -184,11 +184,11 @@ int run_run(const RunOptions& options) {
   load.progress = [&](int64_t bytes) { progress.add(bytes); };
   for (const MoeLayerSpec& spec : layers) {
     const LayerBatch batch{hidden, {}, {}};
-    const auto results = run_layer_on_ranks(session, spec.layer, parallel,
+    const auto results = run_layer_on_ranks(model, spec.layer, parallel,
                                             options.parallel.parsed_placement(), load, run, &batch,
                                             options.repeat);
-    if (!session.report().ok()) {
-      output.report(session.report(), 50);
+    if (!model.report().ok()) {
+      output.report(model.report(), 50);
       return kExitFinding;
     }
     LayerSummary summary{.layer = spec.layer, .load = {}, .times = slowest(results), .tokens_per_expert = {}};

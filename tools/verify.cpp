@@ -1,12 +1,12 @@
 #include <CLI/CLI.hpp>
 #include <array>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "kernels/base/check.h"
 #include "tools/commands.h"
-#include "tools/model_session.h"
-#include "tools/reference_check.h"
+#include "runtime/verification.h"
 
 namespace gantry::cli {
 namespace {
@@ -62,10 +62,10 @@ void print_counts(const NameCounts& counts, const Output& output) {
                          {"unknown", counts.unknown}});
 }
 
-int finish(ModelSession& session, const VerifyOptions& options, const Output& output) {
-  const bool ok = session.report().ok();
-  const size_t count = session.report().findings().size();
-  output.report(session.report(), options.max_findings);
+int finish(MoeModel& model, const VerifyOptions& options, const Output& output) {
+  const bool ok = model.report().ok();
+  const size_t count = model.report().findings().size();
+  output.report(model.report(), options.max_findings);
   output.result(ok ? fmt::format("ok: {}", options.directory)
                    : fmt::format("FAILED: {} finding(s): {}", count, options.directory));
   output.event("result", {{"ok", ok}, {"findings", count}, {"directory", options.directory}});
@@ -79,82 +79,58 @@ ActivationDType parse_activations(const std::string& name) {
   fail(ErrorCode::kInvalidArgument, "--activations: expected f32, bf16 or scheme, found '{}'", name);
 }
 
-int64_t bytes_of_experts(const ModelSession& session) {
+int64_t bytes_of_experts(const MoeModel& model) {
   int64_t bytes = 0;
-  for (const auto& [name, tensor] : session.checkpoint().tensors()) {
-    if (session.tensors().names().parse(name).name_class == NameClass::kMoe) {
+  for (const auto& [name, tensor] : model.checkpoint().tensors()) {
+    if (model.tensors().names().parse(name).name_class == NameClass::kMoe) {
       bytes += tensor.info.num_bytes();
     }
   }
   return bytes;
 }
 
-void compare_block(const ReferenceBlock& block, int layer, const std::vector<float>& y, double limit,
-                   ModelSession& session, const Output& output) {
-  const double error = relative_error(y, block.output);
-  const bool ok = error <= limit;
-  output.text(fmt::format("  layer {:<3} {:<40} rel {:.3e} {} {:.0e}", layer, block.name, error,
-                          ok ? "<=" : ">", limit));
-  output.event("block",
-               {{"layer", layer}, {"name", block.name}, {"rel", error}, {"limit", limit}, {"ok", ok}});
-  if (ok) return;
-  session.report().add(
-      {FindingKind::kReference,
-       fmt::format("layer {} ({}): relative error {:.3e} above {:.0e}", layer, block.name, error,
-                   limit),
-       "", "", layer, -1, ""});
+void print_block(const BlockResult& block, const Output& output) {
+  output.text(fmt::format("  layer {:<3} {:<40} rel {:.3e} {} {:.0e}", block.layer, block.name,
+                          block.error, block.ok() ? "<=" : ">", block.limit));
+  output.event("block", {{"layer", block.layer},
+                         {"name", block.name},
+                         {"rel", block.error},
+                         {"limit", block.limit},
+                         {"ok", block.ok()}});
 }
 
 int run_verify(const VerifyOptions& options) {
   const Output output(options.common);
   const ParallelConfig parallel = options.parallel.config();
   const ActivationDType activations = parse_activations(options.activations);
-  ModelSession session(options.directory, options.names_only);
-  const MoeModelConfig& config = session.config();
+  MoeModel model(options.directory, options.names_only);
+  const MoeModelConfig& config = model.config();
   output.text(fmt::format("{}: family {}, {} MoE layers of {}", options.directory,
                           config.family->name, config.layers.size(), config.num_layers));
-  print_counts(session.tensors().counts(), output);
-  if (options.names_only || !session.report().ok()) return finish(session, options, output);
+  print_counts(model.tensors().counts(), output);
+  if (options.names_only || !model.report().ok()) return finish(model, options, output);
   print_feasibility(config, output);
 
-  Reference reference;
+  std::optional<Reference> reference;
   if (!options.reference.empty()) reference = read_reference(options.reference, config);
-  const double limit = options.tolerance > 0.0                       ? options.tolerance
-                       : activations == ActivationDType::kF32 ? 1e-5
-                                                              : 1e-2;
-  LoadStats stats;
+  VerifyResult verified;
   {
-    ProgressMeter progress("verify", bytes_of_experts(session) * parallel.dp_size, options.common);
-    LoadOptions load;
-    load.threads = options.common.make_threads();
-    load.progress = [&](int64_t bytes) { progress.add(bytes); };
-    FusedMoeOptions run;
-    run.activations = activations;
-    run.threads = load.threads;
-    for (const MoeLayerSpec& spec : config.layers) {
-      const auto found = reference.blocks.find(spec.layer);
-      LayerBatch batch;
-      if (found != reference.blocks.end()) {
-        const ReferenceBlock& block = found->second;
-        batch = {block.input, reference.token_ids, block.router_input};
-        run.skip_shared_experts = !block.has_shared;
-      } else if (!options.reference.empty()) {
-        session.report().note(fmt::format("{} has no block of layer {}", options.reference, spec.layer));
-      }
-      const auto results =
-          run_layer_on_ranks(session, spec.layer, parallel, options.parallel.parsed_placement(), load,
-                             run, found == reference.blocks.end() ? nullptr : &batch);
-      for (const RankResult& result : results) stats += result.load;
-      const std::vector<float> y = gather_outputs(results, parallel);
-      if (found != reference.blocks.end() && !y.empty()) {
-        compare_block(found->second, spec.layer, y, limit, session, output);
-      }
-    }
+    ProgressMeter progress("verify", bytes_of_experts(model), options.common);
+    VerifySettings settings;
+    settings.parallel = parallel;
+    settings.placement = options.parallel.parsed_placement();
+    settings.activations = activations;
+    settings.tolerance = options.tolerance;
+    settings.load.threads = options.common.make_threads();
+    settings.load.progress = [&](int64_t bytes) { progress.add(bytes); };
+    verified = verify_model(model, reference ? &*reference : nullptr, settings,
+                            [&](const BlockResult& block) { print_block(block, output); });
   }
-  output.text(fmt::format("read {}, every one of {} owned bytes written once", human_bytes(stats.bytes_read),
+  const LoadStats& stats = verified.load;
+  output.text(fmt::format("read {} for {} owned by the rank(s)", human_bytes(stats.bytes_read),
                           human_bytes(stats.bytes_owned)));
   output.event("load", {{"bytes_read", stats.bytes_read}, {"bytes_owned", stats.bytes_owned}});
-  return finish(session, options, output);
+  return finish(model, options, output);
 }
 
 }  // namespace

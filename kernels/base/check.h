@@ -12,7 +12,7 @@
 namespace gantry {
 
 /// Throws `Error(code, message)`.
-[[noreturn]] void fail_with(ErrorCode code, std::string message,
+[[noreturn]] void fail_with(ErrorCode code, const std::string& message,
                             SourceLocation where = SourceLocation::current());
 
 /// Formats a message and throws it; the location is that of the format string.

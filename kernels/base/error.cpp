@@ -33,7 +33,7 @@ std::string_view to_string(ErrorCode code) noexcept {
 Error::Error(ErrorCode code, const std::string& message, SourceLocation where)
     : std::runtime_error(message), code_(code), where_(where) {}
 
-void fail_with(ErrorCode code, std::string message, SourceLocation where) {
+void fail_with(ErrorCode code, const std::string& message, SourceLocation where) {
   throw Error(code, message, where);
 }
 

@@ -45,10 +45,6 @@ int Threads::resolved_count() const { return count > 0 ? count : available_cpus(
 void parallel_for(const Threads& threads, int64_t num_tasks,
                   const std::function<void(int64_t task)>& body) {
   const int64_t num_threads = std::min<int64_t>(threads.resolved_count(), num_tasks);
-  if (num_threads <= 1 && !threads.executor) {
-    for (int64_t task = 0; task < num_tasks; ++task) body(task);
-    return;
-  }
   FirstError error;
   const auto guarded = [&](int64_t task) noexcept {
     try {
@@ -59,6 +55,8 @@ void parallel_for(const Threads& threads, int64_t num_tasks,
   };
   if (threads.executor) {
     threads.executor(num_tasks, guarded);
+  } else if (num_threads <= 1) {
+    for (int64_t task = 0; task < num_tasks; ++task) guarded(task);
   } else {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(num_threads))
     for (int64_t task = 0; task < num_tasks; ++task) guarded(task);

@@ -27,7 +27,7 @@ std::vector<Task> make_tasks(std::span<const int32_t> expert_offsets, int64_t n,
   for (size_t s = 0; s + 1 < expert_offsets.size(); ++s) {
     active += expert_offsets[s + 1] > expert_offsets[s] ? 1 : 0;
   }
-  const int64_t wanted = active > 0 ? (4 * num_threads + active - 1) / active : 1;
+  const int64_t wanted = active > 0 ? (int64_t{4} * num_threads + active - 1) / active : 1;
   const int64_t columns = std::clamp<int64_t>((n + wanted - 1) / wanted, 4, kMaxColumns);
   std::vector<Task> tasks;
   for (size_t s = 0; s + 1 < expert_offsets.size(); ++s) {
@@ -77,7 +77,7 @@ void grouped_gemm(std::span<const float> x, const ExpertWeights& weights,
       make_tasks(expert_offsets, weights.n, threads.resolved_count());
   parallel_for(threads, static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const Task& task = tasks[static_cast<size_t>(i)];
-    const std::byte* bias = reinterpret_cast<const std::byte*>(weights.bias);
+    const auto* bias = reinterpret_cast<const std::byte*>(weights.bias);
     kernel.run({.x = x.data() + task.row_begin * weights.k,
                 .weight = weights.data + task.slot * weights.slot_stride_bytes,
                 .bias = bias == nullptr ? nullptr

@@ -66,8 +66,7 @@ class TokenRouter {
       case RouterScoring::kSqrtSoftplus:
         // log(1 + e^z) = max(z, 0) + log1p(e^-|z|) does not overflow.
         for (size_t e = 0; e < z.size(); ++e) {
-          scores_[e] =
-              std::sqrt((z[e] > 0.0F ? z[e] : 0.0F * z[e]) + std::log1p(std::exp(-std::fabs(z[e]))));
+          scores_[e] = std::sqrt((z[e] > 0.0F ? z[e] : 0.0F) + std::log1p(std::exp(-std::fabs(z[e]))));
         }
         break;
       case RouterScoring::kSoftmaxOverSelected:
@@ -114,7 +113,7 @@ class TokenRouter {
       group_scores_[g] = spec_.group_score == GroupScore::kMax ? first : first + second;
     }
     std::sort(group_order_.begin(), group_order_.end(), ByScore{group_scores_.data()});
-    for (size_t i = static_cast<size_t>(spec_.topk_group); i < num_groups; ++i) {
+    for (auto i = static_cast<size_t>(spec_.topk_group); i < num_groups; ++i) {
       const auto g = static_cast<size_t>(group_order_[i]);
       std::fill_n(selection_.begin() + static_cast<ptrdiff_t>(g * size), size, spec_.masked_score);
     }

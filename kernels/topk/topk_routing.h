@@ -56,8 +56,8 @@ struct RoutingSpec {
   /// Ids >= num_experts - num_zero_experts are identity experts (LongCat): they are reported as id
   /// -1 with weight 0, and their weights are summed into `identity_weights`.
   int num_zero_experts = 0;
-  /// Fused shared experts: ids num_experts .. num_experts + n - 1 are appended to every token with
-  /// weight `shared_weight`.
+  /// Fused shared experts: the n ids after the last routed expert (num_experts - num_zero_experts
+  /// and on) are appended to every token with weight `shared_weight`.
   int num_fused_shared_experts = 0;
   float shared_weight = 1.0F;
   /// kCustom: fills ids [T, top_k] and weights [T, top_k] from logits [T, num_experts].
@@ -72,7 +72,7 @@ struct RoutingSpec {
 /// The tensors of a router that selection reads. Empty spans: not there. Not owned.
 struct RoutingTensors {
   std::span<const float> correction_bias;   // [num_experts]
-  std::span<const float> per_expert_scale;  // [num_experts]
+  std::span<const float> per_expert_scale;  // [num_experts - num_zero_experts]
   std::span<const int32_t> hash_table;      // [vocab, top_k], kHash only
 };
 

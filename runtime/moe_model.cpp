@@ -1,0 +1,99 @@
+#include "runtime/moe_model.h"
+
+#include <algorithm>
+#include <string>
+
+#include "kernels/base/check.h"
+
+namespace gantry {
+
+MoeModel::MoeModel(const std::filesystem::path& directory, bool names_only)
+    : checkpoint_(std::make_unique<Checkpoint>(names_only ? Checkpoint::open_names_only(directory)
+                                                          : Checkpoint::open(directory))),
+      config_(std::make_unique<MoeModelConfig>(
+          read_moe_config(checkpoint_->config_text(), (directory / "config.json").string()))),
+      report_(std::make_unique<LoadReport>()) {
+  GANTRY_CHECK(config_->quant_method.empty(), ErrorCode::kUnsupported,
+               "{}: quantization method '{}': only unquantized checkpoints (bf16, f16, f32) can be "
+               "read so far",
+               (directory / "config.json").string(), config_->quant_method);
+  tensors_ = std::make_unique<TensorMap>(TensorMap::build(*checkpoint_, *config_, *report_));
+}
+
+std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
+                                           const ParallelConfig& parallel, Placement placement,
+                                           const LoadOptions& load_options,
+                                           const FusedMoeOptions& options,
+                                           const LayerBatch* batch, int repeat) {
+  const MoeLayerSpec& spec = *model.config().find_layer(layer);
+  const ExpertMap experts = ExpertMap::create(spec.num_experts, parallel.ep_size, placement);
+  const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
+  std::vector<RankResult> results(static_cast<size_t>(parallel.world_size()));
+  const size_t findings_before = model.report().findings().size();
+
+  const auto body = [&](Communicator& world) {
+    ParallelConfig own = parallel;
+    own.rank = world.rank();
+    RankResult& result = results[static_cast<size_t>(own.rank)];
+    // Simulated ranks share the CPUs.
+    const auto share = [&](const Threads& threads) {
+      return Threads{.count = std::max(1, threads.resolved_count() / parallel.world_size()),
+                     .executor = threads.executor};
+    };
+    LoadOptions own_load = load_options;
+    own_load.threads = share(load_options.threads);
+    MoeLayerWeights weights =
+        loader.load_layer(layer, own, experts, own_load, model.report(), result.load);
+    world.barrier();  // every rank's findings are in
+    if (batch == nullptr || model.report().findings().size() > findings_before) return;
+
+    FusedMoeOptions own_options = options;
+    own_options.threads = share(options.threads);
+    FusedMoeLayer moe(std::move(weights), experts, own_options, &world);
+    const auto h = spec.hidden_size;
+    const auto num_tokens = static_cast<int64_t>(batch->hidden_states.size()) / h;
+    const Slice tokens = split_evenly(num_tokens, parallel.dp_size, own.dp_rank());
+    MoeInput input;
+    const auto own_rows = [&](std::span<const float> all) {
+      return all.empty() ? all
+                         : all.subspan(static_cast<size_t>(tokens.begin * h),
+                                       static_cast<size_t>(tokens.size() * h));
+    };
+    input.hidden_states = own_rows(batch->hidden_states);
+    input.router_hidden_states = own_rows(batch->router_hidden_states);
+    if (!batch->token_ids.empty()) {
+      input.token_ids = batch->token_ids.subspan(static_cast<size_t>(tokens.begin),
+                                                 static_cast<size_t>(tokens.size()));
+    }
+    result.out.resize(static_cast<size_t>(tokens.size() * h));
+    std::vector<ForwardTimes> times;
+    for (int i = 0; i < repeat; ++i) {
+      moe.forward(input, result.out);
+      times.push_back(moe.last_times());
+      if (i == 0) {
+        result.tokens_per_expert.assign(moe.tokens_per_expert().begin(),
+                                        moe.tokens_per_expert().end());
+      }
+    }
+    std::sort(times.begin(), times.end(), [](const ForwardTimes& a, const ForwardTimes& b) {
+      return a.total_us() < b.total_us();
+    });
+    result.times = times[times.size() / 2];
+  };
+  run_local_ranks(parallel.world_size(), body);
+  return results;
+}
+
+std::vector<float> gather_outputs(const std::vector<RankResult>& results,
+                                  const ParallelConfig& parallel) {
+  std::vector<float> all;
+  for (size_t rank = 0; rank < results.size(); ++rank) {
+    ParallelConfig own = parallel;
+    own.rank = static_cast<int>(rank);
+    if (own.tp_rank() != 0 || !own.leads_dp_group()) continue;
+    all.insert(all.end(), results[rank].out.begin(), results[rank].out.end());
+  }
+  return all;
+}
+
+}  // namespace gantry

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "loader/checkpoint.h"
+#include "loader/load_report.h"
+#include "loader/moe_config.h"
+#include "loader/tensor_map.h"
+#include "loader/weight_loader.h"
+#include "runtime/fused_moe_layer.h"
+
+namespace gantry {
+
+/// An opened model: checkpoint, config and tensor map together.
+class MoeModel {
+ public:
+  /// Opens a directory; problems of names, shapes and dtypes are in `report()`.
+  /// @throws Error as Checkpoint::open and read_moe_config do; kUnsupported if it is quantized
+  MoeModel(const std::filesystem::path& directory, bool names_only);
+
+  [[nodiscard]] const Checkpoint& checkpoint() const noexcept { return *checkpoint_; }
+  [[nodiscard]] const MoeModelConfig& config() const noexcept { return *config_; }
+  [[nodiscard]] const TensorMap& tensors() const noexcept { return *tensors_; }
+  [[nodiscard]] LoadReport& report() noexcept { return *report_; }
+
+ private:
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<MoeModelConfig> config_;
+  std::unique_ptr<LoadReport> report_;
+  std::unique_ptr<TensorMap> tensors_;
+};
+
+/// What one rank did with one layer.
+struct RankResult {
+  LoadStats load;
+  ForwardTimes times;
+  std::vector<int64_t> tokens_per_expert;
+  std::vector<float> out;  // [T of the rank's token group, H]
+};
+
+/// A batch for one layer, whole: each rank takes its token group's part.
+struct LayerBatch {
+  std::span<const float> hidden_states{};  // [T, H]
+  std::span<const int32_t> token_ids{};    // [T] or empty
+  std::span<const float> router_hidden_states{};  // [T, H] or empty: the same as hidden_states
+};
+
+/// Loads one layer on every rank of `parallel` (threads of this process) and, where there is a
+/// batch, runs it `repeat` times (the times are those of the median). Findings go to the model's
+/// report; ranks do not run a layer that has some.
+/// @return one result a rank
+std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
+                                           const ParallelConfig& parallel, Placement placement,
+                                           const LoadOptions& load_options,
+                                           const FusedMoeOptions& options,
+                                           const LayerBatch* batch, int repeat = 1);
+
+/// The whole output [T, H] from the ranks that lead their token groups.
+std::vector<float> gather_outputs(const std::vector<RankResult>& results,
+                                  const ParallelConfig& parallel);
+
+}  // namespace gantry

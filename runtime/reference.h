@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "loader/moe_config.h"
+
+namespace gantry {
+
+/// What one MoE block got and gave.
+struct ReferenceBlock {
+  std::string name;           ///< the block's path, as the file spells it
+  std::vector<float> input;   // [T, H]
+  std::vector<float> output;  // [T, H]
+  std::vector<float> router_input;  // [T, H] where the router sees something else, or empty
+  bool has_shared = true;     ///< false: the output leaves the shared experts out
+};
+
+/// Reference outputs: "<block>.input" and "<block>.output" of MoE blocks in a safetensors file.
+struct Reference {
+  std::map<int, ReferenceBlock> blocks;  ///< by decoder layer
+  std::vector<int32_t> token_ids;        ///< [T] from "input_ids", or empty
+};
+
+/// Reads the blocks of MoE layers. Block paths may be those of the checkpoint or of the module tree:
+/// only the layer number in them counts.
+/// @throws Error kFormat if shapes do not fit the config; kInvalidArgument if no block matches
+Reference read_reference(const std::filesystem::path& file, const MoeModelConfig& config);
+
+/// ||y - ref||_F / ||ref||_F; NaN or infinity in y give infinity.
+double relative_error(const std::vector<float>& y, const std::vector<float>& reference);
+
+}  // namespace gantry

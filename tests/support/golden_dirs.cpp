@@ -1,0 +1,37 @@
+#include "tests/support/golden_dirs.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+
+namespace gantry::test {
+namespace {
+
+void add_goldens(const std::filesystem::path& root, const std::string& prefix,
+                 std::vector<Golden>& goldens) {
+  for (const auto& entry : std::filesystem::directory_iterator(root)) {
+    if (!std::filesystem::exists(entry.path() / "moe_io.safetensors") ||
+        !std::filesystem::exists(entry.path() / "config.json")) {
+      continue;
+    }
+    std::string name = prefix + entry.path().filename().string();
+    std::replace_if(
+        name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
+    goldens.push_back({entry.path(), name});
+  }
+}
+
+}  // namespace
+
+std::filesystem::path golden_root() { return GANTRY_TEST_GOLDEN_ROOT; }
+
+std::vector<Golden> family_goldens() {
+  std::vector<Golden> goldens;
+  add_goldens(golden_root() / "families", "", goldens);
+  if (const char* more = std::getenv("GANTRY_GOLDEN_DIR")) add_goldens(more, "more_", goldens);
+  std::sort(goldens.begin(), goldens.end(),
+            [](const Golden& a, const Golden& b) { return a.name < b.name; });
+  return goldens;
+}
+
+}  // namespace gantry::test

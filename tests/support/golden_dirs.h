@@ -1,0 +1,22 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace gantry::test {
+
+/// A checkpoint with reference outputs (`moe_io.safetensors`) beside it.
+struct Golden {
+  std::filesystem::path directory;
+  std::string name;  ///< directory name, in letters that GoogleTest accepts in test names
+};
+
+/// The goldens of tests/golden/families, and of the folder that the environment variable
+/// GANTRY_GOLDEN_DIR names (larger collections), sorted by name.
+std::vector<Golden> family_goldens();
+
+/// tests/golden of the source tree.
+std::filesystem::path golden_root();
+
+}  // namespace gantry::test

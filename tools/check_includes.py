@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Checks the rules of the source tree that no compiler checks; prints file:line for each problem.
+
+Includes go one way, runtime -> loader -> parallel -> kernels; tests, bench and tools are leaves.
+Public headers stay free of other projects' headers. No file is longer than 500 lines, and nothing
+is compiled for the machine that builds it.
+"""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Folder -> the folders whose headers it may include.
+MAY_INCLUDE = {
+    "kernels": {"kernels"},
+    "parallel": {"parallel", "kernels"},
+    "loader": {"loader", "parallel", "kernels"},
+    "runtime": {"runtime", "loader", "parallel", "kernels"},
+    "tests": {"tests", "runtime", "loader", "parallel", "kernels"},
+    "bench": {"bench", "runtime", "loader", "parallel", "kernels"},
+    "tools": {"tools", "runtime", "loader", "parallel", "kernels"},
+}
+LIBRARIES = {"kernels", "parallel", "loader", "runtime"}
+
+# Headers that only .cpp files of the library include; they are not installed either
+# (tools/cmake/GantryInstall.cmake reads this list).
+INTERNAL_HEADERS = {
+    "kernels/base/check.h",
+    "kernels/base/log_format.h",
+    "loader/config_reader.h",
+    "loader/json_handler.h",
+    "loader/strict_json.h",
+}
+
+INCLUDE = re.compile(r'\s*#\s*include\s+([<"])([^>"]+)[>"]')
+FOREIGN = re.compile(r"(mpi|nccl|cuda|cublas|hip)[\w/]*\.h|cuda/|(fmt|spdlog|nlohmann)/")
+NATIVE = re.compile(r"-march=nativ[e]")
+MAX_LINES = 500
+CODE = {".h", ".cpp", ".cuh", ".cu"}
+TEXT = CODE | {".py", ".sh", ".cmake", ".txt", ".json", ".yml", ".in"}
+
+
+def include_problems(path, line):
+    match = INCLUDE.match(line)
+    if not match:
+        return
+    quoted, header = match[1] == '"', match[2]
+    folder, target = path.parts[0], header.split("/")[0]
+    public = path.suffix == ".h" and folder in LIBRARIES and str(path) not in INTERNAL_HEADERS
+    if quoted and target not in MAY_INCLUDE.get(folder, MAY_INCLUDE):
+        yield f"{folder} must not include {header}"
+    if public and FOREIGN.match(header):
+        yield f"a public header must not include {header}"
+    if public and header in INTERNAL_HEADERS:
+        yield f"a public header must not include the internal {header}"
+
+
+def problems(path):
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    is_data = path.suffix in {".json", ".txt"} and path.parts[0] == "tests"
+    if len(lines) > MAX_LINES and not is_data:
+        yield MAX_LINES + 1, f"{len(lines)} lines; the limit is {MAX_LINES}"
+    for number, line in enumerate(lines, start=1):
+        if path.suffix in CODE and not path.is_relative_to("tests/consumer"):
+            for problem in include_problems(path, line):
+                yield number, problem
+        if NATIVE.search(line):
+            yield number, "code must not depend on the machine that builds it: use gantry_isa_sources"
+
+
+def main():
+    git = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, check=True, capture_output=True, text=True).stdout
+    paths = [Path(p) for p in sorted(set(listed.splitlines())) if (ROOT / p).is_file()]
+    failed = False
+    for path in (p for p in paths if p.suffix in TEXT):
+        for number, problem in problems(path):
+            print(f"{path}:{number}: {problem}")
+            failed = True
+    print(f"check_includes: {len(paths)} files, {'problems above' if failed else 'no problems'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
