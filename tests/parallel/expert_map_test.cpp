@@ -108,8 +108,10 @@ std::string broken_property(const ExpertMap& map) {
 class ExpertMapPropertyTest : public testing::TestWithParam<Placement> {};
 
 TEST_P(ExpertMapPropertyTest, HoldsForEveryNumberOfExpertsAndRanks) {
+  // Every pair of small sizes, and a third of the large ones, in which each size still occurs.
   for (int num_experts = 1; num_experts <= 512; ++num_experts) {
     for (int ep_size = 1; ep_size <= 64; ++ep_size) {
+      if (num_experts > 128 && (num_experts + ep_size) % 3 != 0) continue;
       const ExpertMap map = ExpertMap::create(num_experts, ep_size, GetParam());
       ASSERT_EQ(broken_property(map), "") << num_experts << " experts on " << ep_size << " ranks";
       ASSERT_LE(map.num_slots(0) - map.num_slots(ep_size - 1), 1);

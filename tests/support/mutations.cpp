@@ -78,7 +78,7 @@ bool swap_places(const Place& a, const Place& b) {
 Mutated drop(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
   const std::string name = pick(names_of(model, checkpoint, any), rng);
   checkpoint.tensors.erase(name);
-  return {true, "drop " + name};
+  return {true, "drop " + name, -1, {}};
 }
 
 Mutated rename(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -92,7 +92,7 @@ Mutated rename(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& 
   if (checkpoint.tensors.contains(altered)) return {};
   checkpoint.tensors[altered] = checkpoint.tensors.at(name);
   checkpoint.tensors.erase(name);
-  return {true, "rename " + name + " to " + altered};
+  return {true, "rename " + name + " to " + altered, -1, {}};
 }
 
 // A second tensor for weights that are there already: another block spelling, or a base_layer infix.
@@ -103,7 +103,7 @@ Mutated duplicate(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRn
   const std::string second = model.tensors().names().format(ref);
   if (checkpoint.tensors.contains(second)) return {};
   checkpoint.tensors[second] = checkpoint.tensors.at(name);
-  return {true, "duplicate " + name + " as " + second};
+  return {true, "duplicate " + name + " as " + second, -1, {}};
 }
 
 Mutated swap_gate_and_up(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -115,7 +115,7 @@ Mutated swap_gate_and_up(MutableCheckpoint& checkpoint, const MoeModel& model, S
                           place_of(checkpoint, model, layer, e, Part::kW3)) ||
               changed;
   }
-  return {changed, "swap gate and up of layer " + std::to_string(layer.layer)};
+  return {changed, "swap gate and up of layer " + std::to_string(layer.layer), -1, {}};
 }
 
 Mutated swap_gate_and_up_of_one(MutableCheckpoint& checkpoint, const MoeModel& model,
@@ -125,7 +125,7 @@ Mutated swap_gate_and_up_of_one(MutableCheckpoint& checkpoint, const MoeModel& m
   const auto e = static_cast<int>(rng.integer(0, layer.num_experts - 1));
   const bool changed = swap_places(place_of(checkpoint, model, layer, e, Part::kW1),
                                    place_of(checkpoint, model, layer, e, Part::kW3));
-  return {changed, "swap gate and up of expert " + std::to_string(e)};
+  return {changed, "swap gate and up of expert " + std::to_string(e), layer.layer, {e}};
 }
 
 Mutated swap_experts(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -140,7 +140,8 @@ Mutated swap_experts(MutableCheckpoint& checkpoint, const MoeModel& model, Seede
                           place_of(checkpoint, model, layer, b, part)) ||
               changed;
   }
-  return {changed, "swap experts " + std::to_string(a) + " and " + std::to_string(b)};
+  return {changed, "swap experts " + std::to_string(a) + " and " + std::to_string(b), layer.layer,
+          {a, b}};
 }
 
 Mutated swap_one_projection(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -151,8 +152,10 @@ Mutated swap_one_projection(MutableCheckpoint& checkpoint, const MoeModel& model
   const Part part = rng.integer(0, 1) == 0 ? Part::kW1 : Part::kW2;
   const bool changed = swap_places(place_of(checkpoint, model, layer, a, part),
                                    place_of(checkpoint, model, layer, b, part));
-  return {changed, "swap one projection of experts " + std::to_string(a) + " and " +
-                       std::to_string(b)};
+  return {changed,
+          "swap one projection of experts " + std::to_string(a) + " and " + std::to_string(b),
+          layer.layer,
+          {a, b}};
 }
 
 // Transposes the last two axes of a tensor, shape and data, as a careless converter would.
@@ -178,7 +181,7 @@ Mutated transpose(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRn
   // Where the family's files exist in both orientations this is a valid file again, if it is done to
   // all of them and the shape tells; one alone is as good as the other.
   const bool both = model.config().family->name == "qwen3_vl_moe";
-  return {!both && tensor.bytes != old, "transpose " + name};
+  return {!both && tensor.bytes != old, "transpose " + name, -1, {}};
 }
 
 // The right shape over data in the wrong order.
@@ -199,7 +202,7 @@ Mutated transpose_data(MutableCheckpoint& checkpoint, const MoeModel& model, See
       std::memcpy(place.at(o, i), values.data() + next, size);
     }
   }
-  return {true, "transposed data in " + place.name};
+  return {true, "transposed data in " + place.name, layer.layer, {e}};
 }
 
 Mutated wrong_shape(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -210,14 +213,14 @@ Mutated wrong_shape(MutableCheckpoint& checkpoint, const MoeModel& model, Seeded
   const size_t row = tensor.bytes.size() / static_cast<size_t>(tensor.shape[0]);
   --tensor.shape[0];
   tensor.bytes.resize(tensor.bytes.size() - row);
-  return {true, "one row less in " + name};
+  return {true, "one row less in " + name, -1, {}};
 }
 
 Mutated wrong_dtype_label(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
   const std::string name = pick(names_of(model, checkpoint, is_expert), rng);
   Tensor& tensor = checkpoint.tensors.at(name);
   tensor.dtype = tensor.dtype == DType::kBF16 ? DType::kF16 : DType::kI16;
-  return {true, "wrong dtype label on " + name};
+  return {true, "wrong dtype label on " + name, -1, {}};
 }
 
 // Every tensor relabelled: nothing is inconsistent, only the numbers are wrong.
@@ -229,7 +232,7 @@ Mutated wrong_dtype_everywhere(MutableCheckpoint& checkpoint, const MoeModel& mo
     tensor.dtype = DType::kF16;
     changed = true;
   }
-  return {changed, "bf16 labelled as f16 on all experts"};
+  return {changed, "bf16 labelled as f16 on all experts", -1, {}};
 }
 
 Mutated non_finite(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng,
@@ -244,7 +247,7 @@ Mutated non_finite(MutableCheckpoint& checkpoint, const MoeModel& model, SeededR
   const uint16_t bits = infinite ? 0x7f80 : 0x7fc1;
   std::memset(element, 0, size);
   std::memcpy(element + size - 2, &bits, 2);
-  return {true, (infinite ? "infinity in " : "NaN in ") + name};
+  return {true, (infinite ? "infinity in " : "NaN in ") + name, -1, {}};
 }
 
 Mutated put_nan(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -264,20 +267,23 @@ Mutated extra_expert(MutableCheckpoint& checkpoint, const MoeModel& model, Seede
   ref.expert = model.config().find_layer(ref.layer)->num_named_experts();
   const std::string extra = model.tensors().names().format(ref);
   checkpoint.tensors[extra] = checkpoint.tensors.at(name);
-  return {true, "extra expert " + extra};
+  return {true, "extra expert " + extra, -1, {}};
 }
 
 Mutated extra_tensor(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
   const std::string name = pick(names_of(model, checkpoint, is_expert), rng);
   checkpoint.tensors[name + "_scale"] = checkpoint.tensors.at(name);
-  return {true, "extra tensor " + name + "_scale"};
+  return {true, "extra tensor " + name + "_scale", -1, {}};
 }
 
 Mutated zero_tensor(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
   const std::string name = pick(names_of(model, checkpoint, is_expert_weight), rng);
   std::vector<std::byte>& bytes = checkpoint.tensors.at(name).bytes;
   std::fill(bytes.begin(), bytes.end(), std::byte{0});
-  return {true, "zeros in " + name};
+  const TensorRef ref = model.tensors().names().parse(name).ref;
+  Mutated mutated{true, "zeros in " + name, ref.layer, {}};
+  if (ref.expert >= 0) mutated.experts = {ref.expert};
+  return mutated;
 }
 
 Mutated negate_expert(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -289,7 +295,7 @@ Mutated negate_expert(MutableCheckpoint& checkpoint, const MoeModel& model, Seed
       place.at(o, i)[size_of(place.tensor->dtype) - 1] ^= std::byte{0x80};
     }
   }
-  return {true, "negated w2 of expert " + std::to_string(e)};
+  return {true, "negated w2 of expert " + std::to_string(e), layer.layer, {e}};
 }
 
 Mutated shift_router(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
@@ -301,7 +307,7 @@ Mutated shift_router(MutableCheckpoint& checkpoint, const MoeModel& model, Seede
   if (tensor.shape[0] < 2) return {};
   const auto row = static_cast<ptrdiff_t>(tensor.bytes.size()) / tensor.shape[0];
   std::rotate(tensor.bytes.begin(), tensor.bytes.begin() + row, tensor.bytes.end());
-  return {true, "router rows shifted by one in " + name};
+  return {true, "router rows shifted by one in " + name, -1, {}};
 }
 
 Mutated swap_shared_gate_and_up(MutableCheckpoint& checkpoint, const MoeModel& model,
@@ -312,7 +318,7 @@ Mutated swap_shared_gate_and_up(MutableCheckpoint& checkpoint, const MoeModel& m
   const TensorSource* up = tensors.single(Part::kSharedW3, TensorKind::kWeight);
   if (gate == nullptr || up == nullptr || gate == up) return {};
   std::swap(checkpoint.tensors.at(gate->name), checkpoint.tensors.at(up->name));
-  return {true, "swap shared gate and up of layer " + std::to_string(layer.layer)};
+  return {true, "swap shared gate and up of layer " + std::to_string(layer.layer), -1, {}};
 }
 
 }  // namespace

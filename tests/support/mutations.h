@@ -14,6 +14,8 @@ namespace gantry::test {
 struct Mutated {
   bool applied = false;  ///< false: the checkpoint has nothing of the kind to damage
   std::string what;      ///< "swap experts 2 and 5 in ..."
+  int layer = -1;        ///< with `experts`
+  std::vector<int> experts;  ///< the only experts whose numbers changed; empty: not only experts
 };
 
 /// One way of damaging a checkpoint. `model` is the intact one.

@@ -1,0 +1,198 @@
+"""Tests the contract of the `gantry` command: exit codes, JSON output, refusals.
+
+usage: cli_test.py GANTRY GOLDEN_ROOT
+"""
+import json
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+GANTRY = pathlib.Path(sys.argv[1])
+GOLDEN = pathlib.Path(sys.argv[2])
+OK, FINDING, USAGE, ENVIRONMENT = 0, 1, 2, 3
+
+
+def run(*arguments):
+    """Runs the command; returns (exit code, stdout, stderr)."""
+    done = subprocess.run([GANTRY, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def read_file(path):
+    """A safetensors file as {name: (dtype, shape, bytes)}."""
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    base = 8 + length
+    return {
+        name: (entry["dtype"], entry["shape"], data[base + entry["data_offsets"][0] : base + entry["data_offsets"][1]])
+        for name, entry in header.items()
+    }
+
+
+def write_file(path, tensors):
+    header, body = {}, b""
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+class CommandTest(unittest.TestCase):
+    def setUp(self):
+        self.temp = tempfile.TemporaryDirectory()
+        self.dir = pathlib.Path(self.temp.name)
+
+    def tearDown(self):
+        self.temp.cleanup()
+
+    def copy_golden(self, name):
+        target = self.dir / name
+        shutil.copytree(GOLDEN / "families" / name, target)
+        for path in target.iterdir():
+            path.chmod(0o644)
+        return target
+
+    def verify(self, directory, *more):
+        return run("verify", directory, "--reference", directory / "moe_io.safetensors", *more)
+
+    def test_no_subcommand_is_a_usage_error(self):
+        self.assertEqual(run()[0], USAGE)
+        self.assertEqual(run("frobnicate")[0], USAGE)
+        self.assertEqual(run("verify")[0], USAGE)
+        self.assertEqual(run("verify", GOLDEN, "--activations", "int3")[0], USAGE)
+
+    def test_help_and_version_are_fine(self):
+        for arguments in (["--help"], ["--version"], ["verify", "--help"]):
+            code, out, _ = run(*arguments)
+            self.assertEqual(code, OK)
+            self.assertIn("gantry" if arguments == ["--version"] else "verify", out + "verify")
+
+    def test_info_lists_kernels_and_families(self):
+        code, out, _ = run("info", "--json")
+        self.assertEqual(code, OK)
+        events = [json.loads(line) for line in out.splitlines()]
+        self.assertTrue(any(e["event"] == "kernel" and e["chosen"] for e in events))
+        self.assertTrue(any(e["event"] == "family" and e["name"] == "mixtral" for e in events))
+
+    def test_verify_matches_the_reference(self):
+        for activations in ("f32", "bf16", "scheme"):
+            code, out, err = self.verify(GOLDEN / "families" / "qwen2_moe", "--activations", activations)
+            self.assertEqual(code, OK, out + err)
+
+    def test_verify_speaks_json(self):
+        code, out, _ = self.verify(GOLDEN / "families" / "mixtral", "--activations", "f32", "--json")
+        self.assertEqual(code, OK)
+        events = [json.loads(line) for line in out.splitlines()]
+        blocks = [e for e in events if e["event"] == "block"]
+        self.assertEqual([b["layer"] for b in blocks], [0, 1])
+        self.assertTrue(all(b["ok"] and b["rel"] <= 1e-5 for b in blocks))
+        self.assertTrue(events[-1]["ok"])
+
+    def test_a_swap_of_gate_and_up_is_a_finding(self):
+        directory = self.copy_golden("qwen3_moe")
+        tensors = read_file(directory / "model.safetensors")
+        for name in [n for n in tensors if ".gate_proj." in n]:
+            other = name.replace(".gate_proj.", ".up_proj.")
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+        write_file(directory / "model.safetensors", tensors)
+        for activations in ("f32", "bf16"):
+            code, out, _ = self.verify(directory, "--activations", activations)
+            self.assertEqual(code, FINDING, out)
+            self.assertIn("relative error", out)
+
+    def test_swapped_experts_are_a_finding_where_there_is_no_gate(self):
+        directory = self.copy_golden("nemotron_h")
+        tensors = read_file(directory / "model.safetensors")
+        for name in [n for n in tensors if ".experts.0." in n]:
+            other = name.replace(".experts.0.", ".experts.1.")
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+        write_file(directory / "model.safetensors", tensors)
+        self.assertEqual(self.verify(directory, "--activations", "f32")[0], FINDING)
+
+    def test_a_missing_tensor_is_named(self):
+        directory = self.copy_golden("olmoe-fused")
+        tensors = read_file(directory / "model.safetensors")
+        name = next(n for n in tensors if n.endswith("experts.down_proj"))
+        del tensors[name]
+        write_file(directory / "model.safetensors", tensors)
+        code, out, _ = run("verify", directory)
+        self.assertEqual(code, FINDING)
+        self.assertIn(name, out)
+
+    def test_names_only_needs_no_weights(self):
+        for directory in filter(pathlib.Path.is_dir, (GOLDEN / "indexes").iterdir()):
+            code, out, err = run("verify", directory, "--names-only", "--json")
+            self.assertEqual(code, OK, out + err)
+            names = next(e for e in map(json.loads, out.splitlines()) if e["event"] == "names")
+            self.assertEqual(names["unknown"], 0)
+
+    def test_a_directory_that_is_not_there_is_an_environment_error(self):
+        code, _, err = run("verify", self.dir / "nothing")
+        self.assertEqual(code, ENVIRONMENT)
+        self.assertIn("nothing", err)
+
+    def test_a_quantized_checkpoint_is_refused_by_name(self):
+        directory = self.copy_golden("mixtral")
+        config = json.loads((directory / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "awq"}
+        (directory / "config.json").write_text(json.dumps(config))
+        code, _, err = run("verify", directory)
+        self.assertEqual(code, FINDING)
+        self.assertIn("awq", err)
+
+    def test_an_impossible_split_is_a_usage_error(self):
+        for split in (["--ep", "9"], ["--tp", "49"], ["--ep", "4", "--dp", "3"], ["--tp", "0"]):
+            self.assertEqual(self.verify(GOLDEN / "families" / "mixtral", *split)[0], USAGE, split)
+
+    def test_synth_run_inspect(self):
+        directory = self.dir / "tiny"
+        self.assertEqual(run("synth", "--shape", "tiny", "--layers", "2", directory)[0], OK)
+        self.assertEqual(run("synth", "--shape", "tiny", directory)[0], USAGE, "must not overwrite")
+        self.assertEqual(run("verify", directory)[0], OK)
+        code, out, _ = run("inspect", directory, "--json", "--ep", "2", "--rank", "1")
+        self.assertEqual(code, OK)
+        plan = next(e for e in map(json.loads, out.splitlines()) if e["event"] == "plan")
+        self.assertEqual(plan["bytes_owned"], 2 * 4 * 3 * 64 * 48 * 2)
+        output = self.dir / "out.safetensors"
+        code, out, _ = run("run", directory, "--tokens", "5", "--output", output, "--json")
+        self.assertEqual(code, OK)
+        self.assertEqual(read_file(output)["layers.1.output"][1], [5, 64])
+        result = json.loads(out.splitlines()[-1])
+        self.assertEqual(result["event"], "result")
+        self.assertGreater(result["peak_rss_bytes"], 0)
+
+    def test_synth_shapes_load(self):
+        # With few experts, so that the files stay small; deepseek-v3 and mixtral-8x7b would still be
+        # gigabytes.
+        for shape, experts in {"qwen3-30b-a3b": 8, "qwen3.5-35b-a3b": 8, "gpt-oss-20b": 4, "olmoe-1b-7b": 8}.items():
+            directory = self.dir / shape
+            self.assertEqual(run("synth", "--shape", shape, "--experts", experts, directory)[0], OK, shape)
+            code, out, err = run("verify", directory, "--tp", "2")
+            self.assertEqual(code, OK, shape + out + err)
+            shutil.rmtree(directory)
+
+    def test_run_reads_its_input(self):
+        directory = GOLDEN / "families" / "mixtral"
+        reference = read_file(directory / "moe_io.safetensors")
+        source = self.dir / "in.safetensors"
+        write_file(source, {"hidden_states": reference["model.layers.1.mlp.input"]})
+        output = self.dir / "out.safetensors"
+        code, _, err = run("run", directory, "--layers", "1", "--input", source, "--output", output,
+                           "--activations", "f32")
+        self.assertEqual(code, OK, err)
+        found = struct.unpack(f"<{24 * 64}f", read_file(output)["layers.1.output"][2])
+        expected = struct.unpack(f"<{24 * 64}f", reference["model.layers.1.mlp.output"][2])
+        worst = max(abs(a - b) for a, b in zip(found, expected))
+        self.assertLess(worst, 1e-4)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v"])
