@@ -73,8 +73,8 @@ std::optional<int64_t> ConfigReader::find_int(Keys keys) const {
 
 int64_t ConfigReader::require_int(Keys keys, int64_t low, int64_t high) const {
   const std::optional<int64_t> value = find_int(keys);
-  GANTRY_CHECK(value.has_value(), ErrorCode::kFormat, "{}: expected the key {}, found none", source_,
-               join(keys));
+  GANTRY_CHECK(value.has_value(), ErrorCode::kFormat, "{}: expected the key {}, found none",
+               source_, join(keys));
   GANTRY_CHECK(*value >= low && *value <= high, ErrorCode::kFormat,
                "{}: {}: expected {} to {}, found {}", source_, join(keys), low, high, *value);
   return *value;
@@ -102,7 +102,8 @@ double ConfigReader::number_or(Keys keys, double fallback) const {
   const double number = value->value->get<double>();
   // Numbers are kept as f32.
   GANTRY_CHECK(std::abs(number) <= std::numeric_limits<float>::max(), ErrorCode::kFormat,
-               "{}: {}: expected a number that f32 can hold, found {}", source_, value->key, number);
+               "{}: {}: expected a number that f32 can hold, found {}", source_, value->key,
+               number);
   return number;
 }
 
@@ -130,7 +131,8 @@ std::optional<std::vector<std::string>> ConfigReader::find_list(std::string_view
   if (!value->value->is_array()) wrong_type(*value, "a list");
   std::vector<std::string> list;
   list.reserve(value->value->size());
-  for (const auto& entry : *value->value) list.push_back(text_of(entry));
+  for (const auto& entry : *value->value)
+    list.push_back(text_of(entry));
   return list;
 }
 

@@ -81,7 +81,8 @@ std::vector<TensorRef> expected_tensors(const MoeLayerSpec& layer, const FamilyS
       if (layer.expert_bias) add(expert, part, TensorKind::kBias);
     }
   }
-  for (const auto& [part, kind] : required_singles(layer)) add(-1, part, kind);
+  for (const auto& [part, kind] : required_singles(layer))
+    add(-1, part, kind);
   return refs;
 }
 

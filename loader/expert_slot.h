@@ -17,14 +17,15 @@ struct SlotSection {
   int64_t bytes = 0;
 };
 
-/// Where the state of one expert stands inside its slot: one contiguous byte range, the unit that is
-/// loaded, moved between ranks and digested.
+/// Where the state of one expert stands inside its slot: one contiguous byte range, the unit that
+/// is loaded, moved between ranks and digested.
 ///
 /// ```
-///   | w13: w1 rows 0..J-1, then w3 rows 0..J-1   [S*J, H] | w2 [H, J] | b13 [S*J] f32 | b2 [H] f32 |
+///   | w13: w1 rows 0..J-1, then w3 rows 0..J-1   [S*J, H] | w2 [H, J] | b13 [S*J] f32 | b2 [H] f32
+///   |
 /// ```
-/// J = this rank's part of the intermediate size; S = 2 with a gate, else 1. Every section starts at
-/// a multiple of 256 bytes, and so does the next slot: all slots of a layer share one layout.
+/// J = this rank's part of the intermediate size; S = 2 with a gate, else 1. Every section starts
+/// at a multiple of 256 bytes, and so does the next slot: all slots of a layer share one layout.
 /// Weights keep the checkpoint's dtype; biases are widened to f32.
 struct SlotLayout {
   DType dtype = DType::kBF16;
@@ -43,9 +44,7 @@ struct SlotLayout {
   static SlotLayout create(DType dtype, bool gated, bool bias, int64_t intermediate_size,
                            int64_t hidden_size);
 
-  [[nodiscard]] int64_t w13_rows() const noexcept {
-    return (gated ? 2 : 1) * intermediate_size;
-  }
+  [[nodiscard]] int64_t w13_rows() const noexcept { return (gated ? 2 : 1) * intermediate_size; }
   /// Bytes of one slot that hold something, without the gaps of alignment.
   [[nodiscard]] int64_t owned_bytes() const noexcept {
     return w13.bytes + w2.bytes + b13.bytes + b2.bytes;

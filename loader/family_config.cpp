@@ -1,109 +1,17 @@
 #include "loader/family_config.h"
 
-#include <limits>
 #include <string>
 
 #include "kernels/base/check.h"
 #include "loader/config_reader.h"
+#include "loader/family_config_parts.h"
 #include "loader/moe_config.h"
 
 // One short reader a family. Defaults are those of the family's configuration class in Transformers
-// 5.17 (a config.json may leave a key out); sizes have none and must be there. Families that compute
-// the same thing share a reader.
+// 5.17 (a config.json may leave a key out); sizes have none and must be there. Families that
+// compute the same thing share a reader.
 
 namespace gantry::family_config {
-namespace {
-
-constexpr int64_t kMaxSize = int64_t{1} << 24;
-constexpr int64_t kMaxExperts = int64_t{1} << 16;
-constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-
-Activation parse_gated_activation(const ConfigReader& config, const std::string& name) {
-  if (name == "silu" || name == "swish" || name == "swiglu") return Activation::kSilu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_pytorch_tanh" || name == "gelu_new" || name == "gelu_tanh" ||
-      name == "gelu_fast") {
-    return Activation::kGeluTanh;
-  }
-  if (name == "relu2") return Activation::kRelu2;
-  if (name == "swigluoai") return Activation::kSwigluOai;
-  if (name == "situ") return Activation::kSitu;
-  fail(ErrorCode::kUnsupported, "{}: activation '{}' is not one that Gantry computes",
-       config.source(), name);
-}
-
-// Sizes under the names that nearly all families use.
-void read_sizes(const ConfigReader& config, MoeLayerSpec& layer, ConfigReader::Keys num_experts,
-                ConfigReader::Keys top_k, ConfigReader::Keys intermediate,
-                int64_t num_zero_experts = 0) {
-  layer.hidden_size = config.require_int({"hidden_size"}, 1, kMaxSize);
-  layer.expert_hidden_size = layer.hidden_size;
-  layer.num_experts = static_cast<int>(config.require_int(num_experts, 1, kMaxExperts));
-  layer.routing.num_zero_experts = static_cast<int>(num_zero_experts);
-  layer.routing.num_experts = layer.num_named_experts();
-  layer.routing.top_k = static_cast<int>(config.require_int(top_k, 1, layer.routing.num_experts));
-  layer.intermediate_size = config.require_int(intermediate, 1, kMaxSize);
-  layer.activation.kind =
-      parse_gated_activation(config, config.string_or({"hidden_act", "hidden_activation"}, "silu"));
-  layer.shared.activation = layer.activation;
-}
-
-void read_moe_sizes(const ConfigReader& config, MoeLayerSpec& layer) {
-  read_sizes(config, layer, {"num_experts", "num_local_experts", "n_routed_experts"},
-             {"num_experts_per_tok", "num_experts_per_token"}, {"moe_intermediate_size"});
-}
-
-// `count` and `width` are within limits (int_in_range_or), so the product is far inside 64 bits.
-void add_shared(MoeLayerSpec& layer, int64_t count, int64_t width) {
-  layer.shared.intermediate_size = count * width;
-  layer.shared.activation = layer.activation;
-}
-
-int64_t size_or(const ConfigReader& config, ConfigReader::Keys keys, int64_t fallback) {
-  return config.int_in_range_or(keys, fallback, 0, kMaxSize);
-}
-
-int64_t shared_count(const ConfigReader& config, ConfigReader::Keys keys, int64_t fallback) {
-  return config.int_in_range_or(keys, fallback, 0, kMaxExperts);
-}
-
-void add_shared_experts(const ConfigReader& config, MoeLayerSpec& layer, int64_t default_count) {
-  add_shared(layer, shared_count(config, {"n_shared_experts", "num_shared_experts"}, default_count),
-             size_or(config, {"moe_shared_expert_intermediate_size"}, layer.intermediate_size));
-}
-
-// Group-limited selection; one group that is kept is no limit at all.
-void add_groups(const ConfigReader& config, MoeLayerSpec& layer, GroupScore score,
-                float masked_score, int64_t default_groups, int64_t default_kept) {
-  const int64_t groups =
-      config.int_in_range_or({"n_group", "num_expert_group"}, default_groups, 0, kMaxExperts);
-  const int64_t kept = config.int_in_range_or({"topk_group"}, default_kept, 0, kMaxExperts);
-  if (groups <= 1 || groups == kept) return;
-  layer.routing.group_score = score;
-  layer.routing.num_groups = static_cast<int>(groups);
-  layer.routing.topk_group = static_cast<int>(kept);
-  layer.routing.masked_score = masked_score;
-}
-
-// Sigmoid scores, selection with a correction bias, optional renormalization: the router that
-// DeepSeek-V3 made common.
-void add_sigmoid_bias_router(const ConfigReader& config, MoeLayerSpec& layer,
-                             double default_scaling) {
-  RoutingSpec& routing = layer.routing;
-  routing.scoring = RouterScoring::kSigmoid;
-  layer.correction_bias = true;
-  routing.renormalize = config.bool_or({"norm_topk_prob", "moe_renormalize"}, true);
-  routing.renorm_epsilon = 1e-20F;
-  routing.scaling =
-      static_cast<float>(config.number_or({"routed_scaling_factor"}, default_scaling));
-}
-
-void softmax_router(const ConfigReader& config, MoeLayerSpec& layer, bool default_renormalize) {
-  layer.routing.scoring = RouterScoring::kSoftmax;
-  layer.routing.renormalize = config.bool_or({"norm_topk_prob"}, default_renormalize);
-}
-
-}  // namespace
 
 void mixtral(const ConfigReader& config, MoeLayerSpec& layer) {
   read_sizes(config, layer, {"num_local_experts", "num_experts"}, {"num_experts_per_tok"},
@@ -268,11 +176,12 @@ void bailing_moe(const ConfigReader& config, MoeLayerSpec& layer) {
   const bool bias = config.bool_or({"moe_router_enable_expert_bias"}, false);
   const std::string score =
       config.string_or({"score_function", "scoring_func"}, bias ? "sigmoid" : "softmax");
-  GANTRY_CHECK((score == "sigmoid") == bias && (score == "sigmoid" || score == "softmax"),
-               ErrorCode::kUnsupported,
-               "{}: score_function '{}' with moe_router_enable_expert_bias {}: expected sigmoid with "
-               "a bias or softmax without",
-               config.source(), score, bias);
+  GANTRY_CHECK(
+      (score == "sigmoid") == bias && (score == "sigmoid" || score == "softmax"),
+      ErrorCode::kUnsupported,
+      "{}: score_function '{}' with moe_router_enable_expert_bias {}: expected sigmoid with "
+      "a bias or softmax without",
+      config.source(), score, bias);
   add_sigmoid_bias_router(config, layer, 1.0);
   layer.correction_bias = bias;
   if (!bias) layer.routing.scoring = RouterScoring::kSoftmax;
@@ -282,10 +191,11 @@ void bailing_moe(const ConfigReader& config, MoeLayerSpec& layer) {
 
 void hunyuan_v1(const ConfigReader& config, MoeLayerSpec& layer) {
   // Transformers and the published files give experts the dense width unless they say otherwise.
-  read_sizes(config, layer, {"num_experts", "num_local_experts"}, {"moe_topk", "num_experts_per_tok"},
-             {"intermediate_size"});
+  read_sizes(config, layer, {"num_experts", "num_local_experts"},
+             {"moe_topk", "num_experts_per_tok"}, {"intermediate_size"});
   const int64_t dense_width = layer.intermediate_size;
-  layer.intermediate_size = config.int_in_range_or({"moe_intermediate_size"}, dense_width, 1, kMaxSize);
+  layer.intermediate_size =
+      config.int_in_range_or({"moe_intermediate_size"}, dense_width, 1, kMaxSize);
   layer.routing.renormalize = true;
   if (config.bool_or({"use_mixed_mlp_moe"}, true)) {
     add_shared(layer, shared_count(config, {"num_shared_expert"}, 1), dense_width);
@@ -395,8 +305,8 @@ void dbrx(const ConfigReader& config, MoeLayerSpec& layer) {
   layer.routing.num_experts = layer.num_experts;
   layer.routing.top_k = static_cast<int>(ffn.require_int({"moe_top_k"}, 1, layer.num_experts));
   layer.intermediate_size = ffn.require_int({"ffn_hidden_size"}, 1, kMaxSize);
-  layer.activation.kind = parse_gated_activation(
-      config, ffn.object_or_empty("ffn_act_fn").string_or({"name"}, "silu"));
+  layer.activation.kind =
+      parse_gated_activation(config, ffn.object_or_empty("ffn_act_fn").string_or({"name"}, "silu"));
   const double norm = ffn.number_or({"moe_normalize_expert_weights"}, 1.0);
   GANTRY_CHECK(norm == 1.0, ErrorCode::kUnsupported,
                "{}: moe_normalize_expert_weights: expected 1 (p-norm), found {}", config.source(),
@@ -472,7 +382,8 @@ void step3_5(const ConfigReader& config, MoeLayerSpec& layer) {
   layer.shared.activation = stepped("swiglu_limits_shared");
 }
 
-// Grok-2 is told by residual_moe: its dense branch and the division by sqrt 2 are outside the block.
+// Grok-2 is told by residual_moe: its dense branch and the division by sqrt 2 are outside the
+// block.
 void grok(const ConfigReader& config, MoeLayerSpec& layer) {
   read_sizes(config, layer, {"num_local_experts", "num_experts"}, {"num_experts_per_tok"},
              {"intermediate_size"});

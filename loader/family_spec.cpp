@@ -206,7 +206,8 @@ std::vector<std::string> NameMap::find_prefixes(const FamilySpec& family,
                                      ref->part == Part::kW3 || ref->part == Part::kW13);
       if (!is_expert) continue;
       std::string prefix;
-      for (size_t k = 0; k < i; ++k) prefix.append(segments[k]).append(".");
+      for (size_t k = 0; k < i; ++k)
+        prefix.append(segments[k]).append(".");
       ++counts[prefix];
       break;
     }
@@ -216,7 +217,8 @@ std::vector<std::string> NameMap::find_prefixes(const FamilySpec& family,
                    [](const auto& a, const auto& b) { return a.second > b.second; });
   std::vector<std::string> prefixes;
   prefixes.reserve(order.size());
-  for (auto& [prefix, count] : order) prefixes.push_back(std::move(prefix));
+  for (auto& [prefix, count] : order)
+    prefixes.push_back(std::move(prefix));
   return prefixes;
 }
 
@@ -251,23 +253,27 @@ ParsedName NameMap::parse(std::string_view name) const {
     return parsed;
   }
   parsed.ref.layer = *layer;
-  const std::string_view in_layer = name.substr(static_cast<size_t>(segments[0].data() - name.data()));
+  const std::string_view in_layer =
+      name.substr(static_cast<size_t>(segments[0].data() - name.data()));
   const bool in_scope = std::any_of(scopes_.begin(), scopes_.end(), [&](const std::string& scope) {
     return in_layer.starts_with(scope);
   });
   // A dense layer keeps its MLP under the block's own name: only the caller, who knows which layers
   // are MoE, can tell. It asks with ref.layer set.
-  parsed.name_class = in_scope || names_an_expert(segments) ? NameClass::kUnknown : NameClass::kModel;
+  parsed.name_class =
+      in_scope || names_an_expert(segments) ? NameClass::kUnknown : NameClass::kModel;
   return parsed;
 }
 
 std::string NameMap::format(const TensorRef& ref) const {
   GANTRY_CHECK(ref.pattern >= 0 && ref.pattern < static_cast<int>(family_->tensors.size()),
-               ErrorCode::kInvalidArgument, "NameMap::format: pattern {} of family {} does not exist",
-               ref.pattern, family_->name);
+               ErrorCode::kInvalidArgument,
+               "NameMap::format: pattern {} of family {} does not exist", ref.pattern,
+               family_->name);
   const TensorPattern& pattern = family_->tensors[static_cast<size_t>(ref.pattern)];
-  std::string name = prefix_ + std::string(family_->container) + "." + std::to_string(ref.layer) +
-                     "." + substitute_block(pattern.name, family_->blocks[static_cast<size_t>(ref.block)]);
+  std::string name =
+      prefix_ + std::string(family_->container) + "." + std::to_string(ref.layer) + "." +
+      substitute_block(pattern.name, family_->blocks[static_cast<size_t>(ref.block)]);
   const size_t at = name.find("{e}");
   if (at != std::string::npos) name.replace(at, 3, std::to_string(ref.expert));
   switch (pattern.naming) {
@@ -287,12 +293,11 @@ std::string NameMap::format(const TensorRef& ref) const {
 
 std::string NameMap::expected_name(int layer, int expert, Part part, TensorKind kind,
                                    std::optional<int> like_pattern) const {
-  // The spelling that the rest of the checkpoint uses, if we know a pattern of it: the same stacking,
-  // then gate and up apart unless they are fused there too, then the nearest row of the table (the
-  // patterns of one spelling stand together).
+  // The spelling that the rest of the checkpoint uses, if we know a pattern of it: the same
+  // stacking, then gate and up apart unless they are fused there too, then the nearest row of the
+  // table (the patterns of one spelling stand together).
   const auto& tensors = family_->tensors;
-  const TensorPattern* like =
-      like_pattern ? &tensors[static_cast<size_t>(*like_pattern)] : nullptr;
+  const TensorPattern* like = like_pattern ? &tensors[static_cast<size_t>(*like_pattern)] : nullptr;
   const bool is_gate_or_up = part == Part::kW1 || part == Part::kW3;
   int best = -1;
   std::tuple<bool, bool, int> best_rank;

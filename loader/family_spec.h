@@ -88,8 +88,8 @@ struct FamilySpec {
   /// A tensor of a MoE layer whose name begins with one of these belongs to the MoE block: if no
   /// pattern matches it, that is a finding.
   std::vector<std::string_view> scope = {"{b}."};
-  /// Shared experts are a module beside the block, not inside it: references of the block leave them
-  /// out (Granite).
+  /// Shared experts are a module beside the block, not inside it: references of the block leave
+  /// them out (Granite).
   bool shared_beside_block = false;
   /// Reads config.json into what the layers compute (family_config.cpp).
   void (*read)(const ConfigReader& config, MoeLayerSpec& layer) = nullptr;

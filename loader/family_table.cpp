@@ -3,8 +3,8 @@
 #include "loader/family_config.h"
 #include "loader/family_spec.h"
 
-// The family table: names on disk, one row a family. To add a family, write a row from the spellings
-// below and point it at a reader in family_config.cpp.
+// The family table: names on disk, one row a family. To add a family, write a row from the
+// spellings below and point it at a reader in family_config.cpp.
 
 namespace gantry {
 namespace {
@@ -13,7 +13,8 @@ using Patterns = std::vector<TensorPattern>;
 
 Patterns join(std::initializer_list<Patterns> lists) {
   Patterns all;
-  for (const Patterns& list : lists) all.insert(all.end(), list.begin(), list.end());
+  for (const Patterns& list : lists)
+    all.insert(all.end(), list.begin(), list.end());
   return all;
 }
 
@@ -44,8 +45,8 @@ Patterns per_expert_gate_up() {
 Patterns fused_3d(Orientation orientation, GateUp gate_up = GateUp::kConcatenated) {
   return {{"{b}.experts.gate_up_proj", Part::kW13, Stacking::kStacked3d, orientation, gate_up,
            Naming::kParameter},
-          {"{b}.experts.down_proj", Part::kW2, Stacking::kStacked3d, orientation,
-           GateUp::kSeparate, Naming::kParameter}};
+          {"{b}.experts.down_proj", Part::kW2, Stacking::kStacked3d, orientation, GateUp::kSeparate,
+           Naming::kParameter}};
 }
 
 Patterns standard_experts() {
@@ -126,12 +127,13 @@ std::vector<FamilySpec> make_table() {
       {.name = "minimax_m3",
        .model_types = {"minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"},
        .blocks = {"block_sparse_moe", "mlp"},
-       .tensors = join({mixtral_experts(), gate_router(),
-                        correction_bias({"{b}.e_score_correction_bias",
-                                         "{b}.gate.e_score_correction_bias"}),
-                        shared_experts(),
-                        {{"{b}.shared_experts.gate_up_proj", Part::kSharedW13, Stacking::kSingle,
-                          Orientation::kOutIn, GateUp::kConcatenated}}}),
+       .tensors = join(
+           {mixtral_experts(),
+            gate_router(),
+            correction_bias({"{b}.e_score_correction_bias", "{b}.gate.e_score_correction_bias"}),
+            shared_experts(),
+            {{"{b}.shared_experts.gate_up_proj", Part::kSharedW13, Stacking::kSingle,
+              Orientation::kOutIn, GateUp::kConcatenated}}}),
        .read = read::minimax_m3});
   table.push_back({.name = "phimoe",
                    .model_types = {"phimoe"},
@@ -142,20 +144,20 @@ std::vector<FamilySpec> make_table() {
                    .model_types = {"qwen2_moe"},
                    .tensors = join({standard_experts(), gate_router(), qwen_shared_expert()}),
                    .read = read::qwen2_moe});
-  table.push_back({.name = "qwen3_moe",
-                   .model_types = {"qwen3_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker",
-                                   "mellum"},
-                   .tensors = join({standard_experts(), gate_router()}),
-                   .read = read::qwen3_moe});
+  table.push_back(
+      {.name = "qwen3_moe",
+       .model_types = {"qwen3_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "mellum"},
+       .tensors = join({standard_experts(), gate_router()}),
+       .read = read::qwen3_moe});
   table.push_back({.name = "qwen3_next",
                    .model_types = {"qwen3_next"},
                    .tensors = join({standard_experts(), gate_router(), qwen_shared_expert()}),
                    .read = read::qwen3_next});
-  table.push_back({.name = "qwen3_5_moe",
-                   .model_types = {"qwen3_5_moe", "qwen3_5_moe_text", "qwen3_6_moe",
-                                   "qwen3_6_moe_text"},
-                   .tensors = join({standard_experts(), gate_router(), qwen_shared_expert()}),
-                   .read = read::qwen3_5_moe});
+  table.push_back(
+      {.name = "qwen3_5_moe",
+       .model_types = {"qwen3_5_moe", "qwen3_5_moe_text", "qwen3_6_moe", "qwen3_6_moe_text"},
+       .tensors = join({standard_experts(), gate_router(), qwen_shared_expert()}),
+       .read = read::qwen3_5_moe});
   table.push_back(
       {.name = "qwen3_vl_moe",
        .model_types = {"qwen3_vl_moe", "qwen3_vl_moe_text"},
@@ -171,14 +173,16 @@ std::vector<FamilySpec> make_table() {
                    .model_types = {"deepseek_v2"},
                    .tensors = join({standard_experts(), gate_router(), shared_experts()}),
                    .read = read::deepseek_v2});
-  table.push_back({.name = "deepseek_v3",
-                   .model_types = {"deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25",
-                                   "pangu_ultra_moe"},
-                   .tensors = join({standard_experts(), deepseek_router(), shared_experts()}),
-                   .read = read::deepseek_v3});
+  table.push_back(
+      {.name = "deepseek_v3",
+       .model_types = {"deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "pangu_ultra_moe"},
+       .tensors = join({standard_experts(), deepseek_router(), shared_experts()}),
+       .read = read::deepseek_v3});
   table.push_back({.name = "axk1",
                    .model_types = {"axk1"},
-                   .tensors = join({standard_experts(), deepseek_router(), shared_experts(),
+                   .tensors = join({standard_experts(),
+                                    deepseek_router(),
+                                    shared_experts(),
                                     {{"post_mlp_layernorm", Part::kOutputNorm},
                                      {"{b}.post_mlp_layernorm", Part::kOutputNorm}}}),
                    .read = read::axk1});
@@ -187,20 +191,18 @@ std::vector<FamilySpec> make_table() {
        .model_types = {"deepseek_v4"},
        .blocks = {"ffn", "mlp"},
        // gate.bias is the correction bias here, so it stands before the router's own kinds.
-       .tensors = join({mixtral_experts(),
-                        correction_bias({"{b}.gate.bias", "{b}.gate.e_score_correction_bias"}),
-                        gate_router(), exact("{b}.gate.tid2eid", Part::kHashTable),
-                        exact("{b}.gate.bias_vl", Part::kOther),
-                        shared_mlp("{b}.shared_experts.w1", "{b}.shared_experts.w3",
-                                   "{b}.shared_experts.w2"),
-                        shared_experts()}),
+       .tensors = join(
+           {mixtral_experts(),
+            correction_bias({"{b}.gate.bias", "{b}.gate.e_score_correction_bias"}), gate_router(),
+            exact("{b}.gate.tid2eid", Part::kHashTable), exact("{b}.gate.bias_vl", Part::kOther),
+            shared_mlp("{b}.shared_experts.w1", "{b}.shared_experts.w3", "{b}.shared_experts.w2"),
+            shared_experts()}),
        .read = read::deepseek_v4});
-  table.push_back(
-      {.name = "kimi_linear",
-       .model_types = {"kimi_linear"},
-       .blocks = {"block_sparse_moe", "mlp"},
-       .tensors = join({mixtral_experts(), deepseek_router(), shared_experts()}),
-       .read = read::kimi_linear});
+  table.push_back({.name = "kimi_linear",
+                   .model_types = {"kimi_linear"},
+                   .blocks = {"block_sparse_moe", "mlp"},
+                   .tensors = join({mixtral_experts(), deepseek_router(), shared_experts()}),
+                   .read = read::kimi_linear});
   table.push_back({.name = "glm4_moe",
                    .model_types = {"glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm4v_moe_text",
                                    "glm_moe_dsa", "glm5_next", "solar_open", "dots1"},
@@ -228,8 +230,7 @@ std::vector<FamilySpec> make_table() {
                    .read = read::bailing_moe});
   table.push_back({.name = "hunyuan_v1_moe",
                    .model_types = {"hunyuan_v1_moe", "hunyuan"},
-                   .tensors = join({standard_experts(), router("{b}.gate.wg"),
-                                    shared_mlp_block()}),
+                   .tensors = join({standard_experts(), router("{b}.gate.wg"), shared_mlp_block()}),
                    .read = read::hunyuan_v1});
   table.push_back(
       {.name = "hunyuan_v3",
@@ -238,14 +239,13 @@ std::vector<FamilySpec> make_table() {
                         correction_bias({"{b}.expert_bias", "{b}.e_score_correction_bias"}),
                         shared_mlp_block(), shared_experts()}),
        .read = read::hunyuan_v3});
-  table.push_back(
-      {.name = "laguna",
-       .model_types = {"laguna"},
-       .tensors = join({standard_experts(), gate_router(),
-                        correction_bias({"{b}.experts.e_score_correction_bias",
-                                         "{b}.gate.e_score_correction_bias"}),
-                        shared_expert(), shared_experts()}),
-       .read = read::laguna});
+  table.push_back({.name = "laguna",
+                   .model_types = {"laguna"},
+                   .tensors = join({standard_experts(), gate_router(),
+                                    correction_bias({"{b}.experts.e_score_correction_bias",
+                                                     "{b}.gate.e_score_correction_bias"}),
+                                    shared_expert(), shared_experts()}),
+                   .read = read::laguna});
   table.push_back({.name = "cohere2_moe",
                    .model_types = {"cohere2_moe"},
                    .tensors = join({standard_experts(), gate_router(), shared_experts()}),
@@ -255,12 +255,12 @@ std::vector<FamilySpec> make_table() {
                    .tensors = join({standard_experts(), router("{b}.router.gate"),
                                     correction_bias({"{b}.expert_bias"}), shared_experts()}),
                    .read = read::afmoe});
-  table.push_back({.name = "lfm2_moe",
-                   .model_types = {"lfm2_moe"},
-                   .blocks = {"feed_forward"},
-                   .tensors = join({mixtral_experts(), gate_router(),
-                                    correction_bias({"{b}.expert_bias"})}),
-                   .read = read::lfm2_moe});
+  table.push_back(
+      {.name = "lfm2_moe",
+       .model_types = {"lfm2_moe"},
+       .blocks = {"feed_forward"},
+       .tensors = join({mixtral_experts(), gate_router(), correction_bias({"{b}.expert_bias"})}),
+       .read = read::lfm2_moe});
   table.push_back(
       {.name = "ernie4_5_moe",
        .model_types = {"ernie4_5_moe"},
@@ -274,22 +274,21 @@ std::vector<FamilySpec> make_table() {
                    .tensors = join({standard_experts(), router("{b}.router.classifier"),
                                     correction_bias({"{b}.router.e_score_correction_bias"})}),
                    .read = read::longcat_flash});
-  table.push_back(
-      {.name = "nemotron_h",
-       .model_types = {"nemotron_h"},
-       .blocks = {"mixer"},
-       .tensors = join({{{"{b}.experts.{e}.up_proj", Part::kW1, Stacking::kPerExpert},
-                         {"{b}.experts.{e}.down_proj", Part::kW2, Stacking::kPerExpert},
-                         {"{b}.experts.up_proj", Part::kW1, Stacking::kStacked3d,
-                          Orientation::kOutIn, GateUp::kSeparate, Naming::kParameter},
-                         {"{b}.experts.down_proj", Part::kW2, Stacking::kStacked3d,
-                          Orientation::kOutIn, GateUp::kSeparate, Naming::kParameter}},
-                        deepseek_router(),
-                        {{"{b}.shared_experts.up_proj", Part::kSharedW1},
-                         {"{b}.shared_experts.down_proj", Part::kSharedW2},
-                         {"{b}.fc1_latent_proj", Part::kLatentIn},
-                         {"{b}.fc2_latent_proj", Part::kLatentOut}}}),
-       .read = read::nemotron_h});
+  table.push_back({.name = "nemotron_h",
+                   .model_types = {"nemotron_h"},
+                   .blocks = {"mixer"},
+                   .tensors = join({{{"{b}.experts.{e}.up_proj", Part::kW1, Stacking::kPerExpert},
+                                     {"{b}.experts.{e}.down_proj", Part::kW2, Stacking::kPerExpert},
+                                     {"{b}.experts.up_proj", Part::kW1, Stacking::kStacked3d,
+                                      Orientation::kOutIn, GateUp::kSeparate, Naming::kParameter},
+                                     {"{b}.experts.down_proj", Part::kW2, Stacking::kStacked3d,
+                                      Orientation::kOutIn, GateUp::kSeparate, Naming::kParameter}},
+                                    deepseek_router(),
+                                    {{"{b}.shared_experts.up_proj", Part::kSharedW1},
+                                     {"{b}.shared_experts.down_proj", Part::kSharedW2},
+                                     {"{b}.fc1_latent_proj", Part::kLatentIn},
+                                     {"{b}.fc2_latent_proj", Part::kLatentOut}}}),
+                   .read = read::nemotron_h});
   table.push_back({.name = "jamba",
                    .model_types = {"jamba"},
                    .blocks = {"feed_forward"},
@@ -300,8 +299,9 @@ std::vector<FamilySpec> make_table() {
        .model_types = {"dbrx"},
        .container = "blocks",
        .blocks = {"ffn"},
-       .tensors = join({exact("{b}.experts.mlp.w1", Part::kW1), exact("{b}.experts.mlp.v1", Part::kW3),
-                        exact("{b}.experts.mlp.w2", Part::kW2), router("{b}.router.layer")}),
+       .tensors =
+           join({exact("{b}.experts.mlp.w1", Part::kW1), exact("{b}.experts.mlp.v1", Part::kW3),
+                 exact("{b}.experts.mlp.w2", Part::kW2), router("{b}.router.layer")}),
        .read = read::dbrx});
   // w1 and v1 are [E * I, H]; w2 holds one [I, H] an expert, transposed.
   for (TensorPattern& pattern : table.back().tensors) {
@@ -316,19 +316,21 @@ std::vector<FamilySpec> make_table() {
        .tensors = join({{{"{b}.input_linear", Part::kW13, Stacking::kStacked3d, Orientation::kOutIn,
                           GateUp::kConcatenated},
                          {"{b}.output_linear", Part::kW2, Stacking::kStacked3d}},
-                        fused_3d(Orientation::kOutIn), per_expert_gate_up_down(),
-                        router("{b}.router.layer"), router("{b}.router"),
+                        fused_3d(Orientation::kOutIn),
+                        per_expert_gate_up_down(),
+                        router("{b}.router.layer"),
+                        router("{b}.router"),
                         {{"shared_mlp.input_linear", Part::kSharedW13, Stacking::kSingle,
                           Orientation::kOutIn, GateUp::kConcatenated},
                          {"shared_mlp.output_linear", Part::kSharedW2}}}),
        .scope = {"{b}.", "shared_mlp."},
        .shared_beside_block = true,
        .read = read::granitemoe});
-  table.push_back({.name = "gpt_oss",
-                   .model_types = {"gpt_oss"},
-                   .tensors = join({fused_3d(Orientation::kInOut, GateUp::kInterleaved),
-                                    router("{b}.router")}),
-                   .read = read::gpt_oss});
+  table.push_back(
+      {.name = "gpt_oss",
+       .model_types = {"gpt_oss"},
+       .tensors = join({fused_3d(Orientation::kInOut, GateUp::kInterleaved), router("{b}.router")}),
+       .read = read::gpt_oss});
   table.push_back({.name = "llama4",
                    .model_types = {"llama4", "llama4_text"},
                    .blocks = {"feed_forward"},
@@ -341,7 +343,8 @@ std::vector<FamilySpec> make_table() {
        .tensors = join({{{"{b}.experts.fc1", Part::kW13, Stacking::kStacked3d, Orientation::kInOut,
                           GateUp::kConcatenated},
                          {"{b}.experts.fc2", Part::kW2, Stacking::kStacked3d, Orientation::kInOut}},
-                        router("{b}.router"), shared_experts()}),
+                        router("{b}.router"),
+                        shared_experts()}),
        .read = read::aria});
   table.push_back(
       {.name = "gemma4",
@@ -360,12 +363,13 @@ std::vector<FamilySpec> make_table() {
        .scope = {"experts.", "router."},
        .read = read::gemma4});
 
-  const Patterns step3_tensors =
-      join({{{"{b}.gate_proj", Part::kW1, Stacking::kStacked3d},
-             {"{b}.up_proj", Part::kW3, Stacking::kStacked3d},
-             {"{b}.down_proj", Part::kW2, Stacking::kStacked3d}},
-            gate_router(), correction_bias({"{b}.router_bias"}),
-            shared_mlp("share_expert.gate_proj", "share_expert.up_proj", "share_expert.down_proj")});
+  const Patterns step3_tensors = join(
+      {{{"{b}.gate_proj", Part::kW1, Stacking::kStacked3d},
+        {"{b}.up_proj", Part::kW3, Stacking::kStacked3d},
+        {"{b}.down_proj", Part::kW2, Stacking::kStacked3d}},
+       gate_router(),
+       correction_bias({"{b}.router_bias"}),
+       shared_mlp("share_expert.gate_proj", "share_expert.up_proj", "share_expert.down_proj")});
   table.push_back({.name = "step3",
                    .model_types = {"step3", "step3_text", "step3_vl"},
                    .blocks = {"moe"},

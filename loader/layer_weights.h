@@ -21,18 +21,18 @@ struct MoeLayerWeights {
   ByteBuffer slots;       ///< num_slots * layout.stride_bytes
 
   // Small tensors are widened to f32 (exactly) and are the same on every rank.
-  Buffer<float> router;           // [routing.num_experts, H]
-  Buffer<float> router_bias;      // [routing.num_experts] or empty
-  Buffer<float> correction_bias;  // [routing.num_experts] or empty
+  Buffer<float> router;            // [routing.num_experts, H]
+  Buffer<float> router_bias;       // [routing.num_experts] or empty
+  Buffer<float> correction_bias;   // [routing.num_experts] or empty
   Buffer<float> per_expert_scale;  // [E] or empty
-  Buffer<float> router_scale;     // [H] or empty
-  Buffer<float> output_norm;      // [H] or empty
-  Buffer<int32_t> hash_table;     // [vocab, K] or empty
-  Buffer<float> shared_gate;      // [H] or empty
-  Buffer<float> latent_in;        // [latent, H] or empty
-  Buffer<float> latent_out;       // [H, latent] or empty
-  Buffer<float> latent_in_bias;   // [latent] or empty
-  Buffer<float> latent_out_bias;  // [H] or empty
+  Buffer<float> router_scale;      // [H] or empty
+  Buffer<float> output_norm;       // [H] or empty
+  Buffer<int32_t> hash_table;      // [vocab, K] or empty
+  Buffer<float> shared_gate;       // [H] or empty
+  Buffer<float> latent_in;         // [latent, H] or empty
+  Buffer<float> latent_out;        // [H, latent] or empty
+  Buffer<float> latent_in_bias;    // [latent] or empty
+  Buffer<float> latent_out_bias;   // [H] or empty
 
   /// Shared experts as one slot; empty where this rank does not compute them.
   SlotLayout shared_layout;

@@ -32,7 +32,8 @@ void LoadLedger::finish(LoadReport& report) const {
     int64_t next = 0;
     std::string problem;
     for (const auto& [begin, end] : writes) {
-      if (begin > next && problem.empty()) problem = fmt::format("{} to {} not written", next, begin);
+      if (begin > next && problem.empty())
+        problem = fmt::format("{} to {} not written", next, begin);
       if (begin < next && problem.empty()) {
         problem = fmt::format("{} to {} written twice", begin, std::min(next, end));
       }
@@ -56,7 +57,8 @@ void LoadLedger::finish(LoadReport& report) const {
 int64_t LoadLedger::expected_bytes() const {
   const std::scoped_lock lock(mutex_);
   int64_t bytes = 0;
-  for (const State& state : states_) bytes += state.entry.units * state.entry.unit_bytes;
+  for (const State& state : states_)
+    bytes += state.entry.units * state.entry.unit_bytes;
   return bytes;
 }
 
@@ -64,7 +66,8 @@ int64_t LoadLedger::written_bytes() const {
   const std::scoped_lock lock(mutex_);
   int64_t bytes = 0;
   for (const State& state : states_) {
-    for (const auto& [begin, end] : state.writes) bytes += (end - begin) * state.entry.unit_bytes;
+    for (const auto& [begin, end] : state.writes)
+      bytes += (end - begin) * state.entry.unit_bytes;
   }
   return bytes;
 }

@@ -75,34 +75,33 @@ class Planner {
       if (slots != nullptr) {
         copy.destination = slots + slot * layout.stride_bytes + target.offset;
       }
-      copy.ledger_id = ledger_.expect(
-          {.layer = layer_.layer,
-           .expert = expert,
-           .slot = slot,
-           .part = fmt::format("{} {}", to_string(file_part), to_string(kind)),
-           .tensor = source.name,
-           .units = copy.outer_count,
-           .unit_bytes = copy.inner_count * size_of(target.dtype)});
+      copy.ledger_id =
+          ledger_.expect({.layer = layer_.layer,
+                          .expert = expert,
+                          .slot = slot,
+                          .part = fmt::format("{} {}", to_string(file_part), to_string(kind)),
+                          .tensor = source.name,
+                          .units = copy.outer_count,
+                          .unit_bytes = copy.inner_count * size_of(target.dtype)});
       job.copies.push_back(copy);
     }
   }
 
   LoadPlan finish() {
     LoadPlan plan;
-    for (auto& [key, job] : jobs_) plan.jobs.push_back(std::move(job));
+    for (auto& [key, job] : jobs_)
+      plan.jobs.push_back(std::move(job));
     const auto position = [](const ReadJob& job) {
       const CheckpointTensor& tensor = *job.source->tensor;
       return std::tuple(tensor.file, tensor.info.begin,
                         job.slab_offset * size_of(tensor.info.dtype));
     };
-    std::sort(plan.jobs.begin(), plan.jobs.end(), [&](const ReadJob& a, const ReadJob& b) {
-      return position(a) < position(b);
-    });
+    std::sort(plan.jobs.begin(), plan.jobs.end(),
+              [&](const ReadJob& a, const ReadJob& b) { return position(a) < position(b); });
     for (const ReadJob& job : plan.jobs) {
       plan.bytes_read += bytes_to_read(job);
       for (const PlannedCopy& copy : job.copies) {
-        plan.bytes_owned +=
-            copy.outer_count * copy.inner_count * size_of(copy.destination_dtype);
+        plan.bytes_owned += copy.outer_count * copy.inner_count * size_of(copy.destination_dtype);
       }
     }
     return plan;
@@ -116,7 +115,9 @@ class Planner {
 };
 
 Part shared_part(Part part) {
-  return part == Part::kW1 ? Part::kSharedW1 : part == Part::kW3 ? Part::kSharedW3 : Part::kSharedW2;
+  return part == Part::kW1   ? Part::kSharedW1
+         : part == Part::kW3 ? Part::kSharedW3
+                             : Part::kSharedW2;
 }
 
 }  // namespace
@@ -142,7 +143,8 @@ std::vector<RowRange> rows_to_read(const ReadJob& job) {
 
 int64_t bytes_to_read(const ReadJob& job) {
   int64_t rows = 0;
-  for (const RowRange& range : rows_to_read(job)) rows += range.end - range.begin;
+  for (const RowRange& range : rows_to_read(job))
+    rows += range.end - range.begin;
   return rows * job.slab_cols * size_of(job.source->tensor->info.dtype);
 }
 

@@ -22,7 +22,7 @@ struct PlannedCopy {
   int64_t inner_begin = 0;
   int64_t inner_step = 1;
   int64_t inner_count = 0;
-  bool outer_is_row = true;  ///< file rows are rows of the destination; else its columns
+  bool outer_is_row = true;          ///< file rows are rows of the destination; else its columns
   std::byte* destination = nullptr;  ///< null in plans without memory (inspect, verify)
   int64_t destination_cols = 0;
   DType destination_dtype = DType::kBF16;

@@ -10,16 +10,16 @@ namespace gantry {
 
 /// What is wrong with a checkpoint.
 enum class FindingKind : uint8_t {
-  kMissing,     ///< a tensor that the config calls for is not there
-  kDuplicate,   ///< two tensors hold the same weights
-  kUnknown,     ///< a tensor of a MoE layer that no row of the family table reads
-  kShape,       ///< a tensor has another shape than config and family say
-  kDType,       ///< a tensor has a dtype that cannot be read, or differs from its siblings
-  kNonFinite,   ///< NaN or infinity among weights
-  kCoverage,    ///< bytes of a buffer were written not at all, or twice
-  kPrefix,      ///< expert tensors stand under several prefixes
-  kValue,       ///< a value outside its range (an expert id in a hash table)
-  kReference,   ///< the numbers differ from the reference output
+  kMissing,    ///< a tensor that the config calls for is not there
+  kDuplicate,  ///< two tensors hold the same weights
+  kUnknown,    ///< a tensor of a MoE layer that no row of the family table reads
+  kShape,      ///< a tensor has another shape than config and family say
+  kDType,      ///< a tensor has a dtype that cannot be read, or differs from its siblings
+  kNonFinite,  ///< NaN or infinity among weights
+  kCoverage,   ///< bytes of a buffer were written not at all, or twice
+  kPrefix,     ///< expert tensors stand under several prefixes
+  kValue,      ///< a value outside its range (an expert id in a hash table)
+  kReference,  ///< the numbers differ from the reference output
 };
 
 std::string_view to_string(FindingKind kind) noexcept;

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "kernels/base/check.h"
@@ -66,8 +66,8 @@ std::set<int> indices_of(const std::vector<std::string>& list, const std::string
   std::set<int> indices;
   for (const std::string& entry : list) {
     const std::optional<int> index = parse_index(entry);
-    GANTRY_CHECK(index.has_value(), ErrorCode::kFormat, "{}: {}: expected layer numbers, found '{}'",
-                 config.source(), key, entry);
+    GANTRY_CHECK(index.has_value(), ErrorCode::kFormat,
+                 "{}: {}: expected layer numbers, found '{}'", config.source(), key, entry);
     indices.insert(*index);
   }
   return indices;
@@ -90,10 +90,10 @@ std::vector<std::string> split_commas(const std::string& text) {
 // How many leading layers are dense where the config does not say, as in Transformers 5.17.
 int64_t default_first_layer(const std::string& model_type) {
   static const std::map<std::string, int64_t, std::less<>> kDefaults = {
-      {"deepseek_v3", 3}, {"deepseek_v32", 3}, {"glm_moe_dsa", 3},   {"step3p5", 3},
-      {"step3p7", 3},     {"lfm2_moe", 2},     {"ernie4_5_moe", 1},  {"glm4_moe", 1},
-      {"glm4v_moe", 1},   {"afmoe", 1},        {"exaone_moe", 1},    {"glm4_moe_lite", 1},
-      {"axk1", 1},        {"laguna", 1},       {"hy_v3", 1},         {"kimi_linear", 1},
+      {"deepseek_v3", 3},  {"deepseek_v32", 3}, {"glm_moe_dsa", 3},  {"step3p5", 3},
+      {"step3p7", 3},      {"lfm2_moe", 2},     {"ernie4_5_moe", 1}, {"glm4_moe", 1},
+      {"glm4v_moe", 1},    {"afmoe", 1},        {"exaone_moe", 1},   {"glm4_moe_lite", 1},
+      {"axk1", 1},         {"laguna", 1},       {"hy_v3", 1},        {"kimi_linear", 1},
       {"mimo_v2_flash", 1}};
   const auto found = kDefaults.find(model_type);
   return found == kDefaults.end() ? 0 : found->second;
@@ -108,7 +108,8 @@ class LayerRule {
     // In other hybrids (Granite) this list names the mixer, and every layer is MoE.
     if (model_type == "nemotron_h" && !types_) types_ = config.find_list("layers_block_type");
     pattern_ = config.string_or({"hybrid_override_pattern"}, "");
-    if (auto list = config.find_list("moe_layers")) explicit_ = indices_of(*list, "moe_layers", config);
+    if (auto list = config.find_list("moe_layers"))
+      explicit_ = indices_of(*list, "moe_layers", config);
     if (config.has("moe_layers_enum")) {
       const auto list = config.is_list("moe_layers_enum")
                             ? *config.find_list("moe_layers_enum")
@@ -146,8 +147,8 @@ class LayerRule {
     // moe_layer_freq: a period that counts from layer 0, or one flag a layer.
     const int64_t frequency = config_.at_layer(layer).int_or({"moe_layer_freq"}, 1);
     if (frequency_is_list_) return frequency != 0;
-    GANTRY_CHECK(frequency >= 1, ErrorCode::kFormat, "{}: moe_layer_freq: expected at least 1, found {}",
-                 config_.source(), frequency);
+    GANTRY_CHECK(frequency >= 1, ErrorCode::kFormat,
+                 "{}: moe_layer_freq: expected at least 1, found {}", config_.source(), frequency);
     return layer % frequency == 0;
   }
 
@@ -194,9 +195,9 @@ void add_notes(const ConfigReader& config, const json& root, MoeModelConfig& mod
   model.num_mtp_layers = static_cast<int>(config.int_in_range_or(
       {"num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"}, 0, 0, kMaxLayers));
   if (model.num_mtp_layers > 0) {
-    model.notes.push_back(fmt::format(
-        "config declares {} multi-token prediction layer(s): they are not loaded",
-        model.num_mtp_layers));
+    model.notes.push_back(
+        fmt::format("config declares {} multi-token prediction layer(s): they are not loaded",
+                    model.num_mtp_layers));
   }
   for (const std::string_view tower : {"vision_config", "audio_config"}) {
     if (root.contains(std::string(tower))) {
@@ -219,8 +220,9 @@ MoeModelConfig read_moe_config(const std::string& text, const std::string& sourc
   const std::optional<Decoder> decoder = find_decoder(root, 0);
   if (!decoder) {
     const ConfigReader reader(root, source);
-    fail(ErrorCode::kUnsupported, "{}: model_type '{}' is not a MoE family that Gantry knows; known: {}",
-         source, reader.string_or({"model_type"}, ""), known_model_types());
+    fail(ErrorCode::kUnsupported,
+         "{}: model_type '{}' is not a MoE family that Gantry knows; known: {}", source,
+         reader.string_or({"model_type"}, ""), known_model_types());
   }
   const ConfigReader config(*decoder->object, source);
   const ConfigReader root_reader(root, source);
@@ -229,8 +231,8 @@ MoeModelConfig read_moe_config(const std::string& text, const std::string& sourc
   model.family = decoder->family;
   model.model_type = decoder->model_type;
   model.num_layers = count_layers(config);
-  model.declared_dtype = parse_torch_dtype(
-      config.string_or({"dtype", "torch_dtype"}, root_reader.string_or({"dtype", "torch_dtype"}, "")));
+  model.declared_dtype = parse_torch_dtype(config.string_or(
+      {"dtype", "torch_dtype"}, root_reader.string_or({"dtype", "torch_dtype"}, "")));
   for (const ConfigReader& reader : {root_reader, config}) {
     if (model.quant_method.empty() && reader.has("quantization_config")) {
       model.quant_method =

@@ -21,8 +21,8 @@ struct SharedExpertSpec {
 
 /// Everything that fixes what one MoE layer computes, apart from its tensors. A plain value.
 struct MoeLayerSpec {
-  int layer = 0;         ///< index in the decoder stack
-  int num_experts = 0;   ///< E, routed experts with weights
+  int layer = 0;                   ///< index in the decoder stack
+  int num_experts = 0;             ///< E, routed experts with weights
   int64_t hidden_size = 0;         ///< H
   int64_t expert_hidden_size = 0;  ///< H as the experts see it; differs with a latent projection
   int64_t intermediate_size = 0;   ///< I of one expert
@@ -37,8 +37,8 @@ struct MoeLayerSpec {
   int64_t vocab_size = 0;  ///< rows of the hash table
   /// Router input = x / rms(x) * router_scale / sqrt(H) (Gemma 4).
   bool router_input_norm = false;
-  bool output_norm = false;    ///< out = out / rms(out) * norm weight, last of all (A.X-K1)
-  float norm_epsilon = 0.0F;   ///< of the two norms above
+  bool output_norm = false;           ///< out = out / rms(out) * norm weight, last of all (A.X-K1)
+  float norm_epsilon = 0.0F;          ///< of the two norms above
   float router_logit_softcap = 0.0F;  ///< z = tanh(z / cap) * cap, 0: none
   float output_scale = 1.0F;          ///< multiplies routed + shared output
   SharedExpertSpec shared;
@@ -55,9 +55,9 @@ struct MoeLayerSpec {
 struct MoeModelConfig {
   const FamilySpec* family = nullptr;
   std::string model_type;
-  int num_layers = 0;               ///< of the whole decoder stack
+  int num_layers = 0;                ///< of the whole decoder stack
   std::vector<MoeLayerSpec> layers;  ///< the MoE layers, ascending
-  int num_mtp_layers = 0;           ///< multi-token prediction layers after the stack: not loaded
+  int num_mtp_layers = 0;            ///< multi-token prediction layers after the stack: not loaded
   std::optional<DType> declared_dtype;
   std::string quant_method;  ///< empty: unquantized
   std::vector<std::string> notes;

@@ -51,9 +51,8 @@ void widen_block(const Chunk& chunk, int64_t source_offset, int64_t source_row_s
                  int64_t cols) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < cols; ++c) {
-      target[r * target_cols + c] =
-          load_as_f32(chunk.data, chunk.dtype,
-                      source_offset + r * source_row_stride + c * source_col_stride);
+      target[r * target_cols + c] = load_as_f32(
+          chunk.data, chunk.dtype, source_offset + r * source_row_stride + c * source_col_stride);
     }
   }
 }
@@ -102,7 +101,8 @@ int64_t find_all_ones_exponent(const void* data, int64_t count, Element mask) no
   for (int64_t begin = 0; begin < count; begin += kStep) {
     const int64_t end = std::min(count, begin + kStep);
     unsigned hit = 0;
-    for (int64_t i = begin; i < end; ++i) hit |= static_cast<unsigned>((bits[i] & mask) == mask);
+    for (int64_t i = begin; i < end; ++i)
+      hit |= static_cast<unsigned>((bits[i] & mask) == mask);
     if (hit == 0) continue;
     for (int64_t i = begin; i < end; ++i) {
       if ((bits[i] & mask) == mask) return i;
@@ -128,15 +128,14 @@ int64_t find_non_finite(const void* data, DType dtype, int64_t count) noexcept {
 
 void report_non_finite(const Checkpoint& checkpoint, const TensorSource& source, int expert,
                        int64_t index, float value, LoadReport& report) {
-  const std::string file = checkpoint.files()[static_cast<size_t>(source.tensor->file)]
-                               .path()
-                               .filename()
-                               .string();
+  const std::string file =
+      checkpoint.files()[static_cast<size_t>(source.tensor->file)].path().filename().string();
   report.add({FindingKind::kNonFinite,
               fmt::format("{}: element {} is {}{} ({})", source.name, index,
                           std::isnan(value) ? "NaN" : "infinite",
                           expert >= 0 ? fmt::format(", expert {}", expert) : "", file),
-              source.name, file, source.ref.layer, expert, std::string(to_string(source.ref.part))});
+              source.name, file, source.ref.layer, expert,
+              std::string(to_string(source.ref.part))});
 }
 
 int64_t run_read_job(const Checkpoint& checkpoint, const ReadJob& job, const LoadOptions& options,

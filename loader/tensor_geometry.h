@@ -30,9 +30,9 @@ struct FileView {
   MatrixSize size;
   int64_t out_stride = 0;
   int64_t in_stride = 0;
-  int64_t slab_offset = 0;  ///< first element of this expert's part of the tensor
-  int64_t slab_rows = 0;    ///< rows of that part as the file stores it
-  int64_t slab_cols = 0;    ///< elements in one such row
+  int64_t slab_offset = 0;   ///< first element of this expert's part of the tensor
+  int64_t slab_rows = 0;     ///< rows of that part as the file stores it
+  int64_t slab_cols = 0;     ///< elements in one such row
   bool rows_are_out = true;  ///< the file's rows run along `out` (else along `in`)
 };
 

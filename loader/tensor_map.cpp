@@ -32,8 +32,8 @@ size_t expert_part_index(Part part) {
 }
 
 const TensorSource* LayerTensors::expert_source(int expert, Part part, TensorKind kind) const {
-  return experts[static_cast<size_t>(expert)].parts[expert_part_index(part)]
-                                             [static_cast<size_t>(kind)];
+  return experts[static_cast<size_t>(expert)]
+      .parts[expert_part_index(part)][static_cast<size_t>(kind)];
 }
 
 const TensorSource* LayerTensors::single(Part part, TensorKind kind) const {
@@ -58,11 +58,15 @@ class TensorMapBuilder {
     for (const MoeLayerSpec& spec : config_.layers) {
       map_.layers_[spec.layer].experts.resize(static_cast<size_t>(spec.num_experts));
     }
-    for (const auto& [name, tensor] : checkpoint_.tensors()) place(name, tensor);
-    for (const MoeLayerSpec& spec : config_.layers) check_complete(spec);
+    for (const auto& [name, tensor] : checkpoint_.tensors())
+      place(name, tensor);
+    for (const MoeLayerSpec& spec : config_.layers)
+      check_complete(spec);
     if (!checkpoint_.names_only()) {
-      for (auto& source : map_.sources_) check_shape(*source);
-      for (const MoeLayerSpec& spec : config_.layers) check_dtypes(spec);
+      for (auto& source : map_.sources_)
+        check_shape(*source);
+      for (const MoeLayerSpec& spec : config_.layers)
+        check_dtypes(spec);
     }
     add_notes();
     return std::move(map_);
@@ -85,7 +89,8 @@ class TensorMapBuilder {
   void find_prefix() {
     std::vector<std::string> names;
     names.reserve(checkpoint_.tensors().size());
-    for (const auto& [name, tensor] : checkpoint_.tensors()) names.push_back(name);
+    for (const auto& [name, tensor] : checkpoint_.tensors())
+      names.push_back(name);
     const std::vector<std::string> prefixes = NameMap::find_prefixes(*config_.family, names);
     if (prefixes.size() > 1) {
       report_.add({FindingKind::kPrefix,
@@ -111,8 +116,8 @@ class TensorMapBuilder {
       ++map_.counts_.auxiliary;
       return;
     }
-    const bool looks_ours = parsed.name_class == NameClass::kMoe ||
-                            parsed.name_class == NameClass::kUnknown;
+    const bool looks_ours =
+        parsed.name_class == NameClass::kMoe || parsed.name_class == NameClass::kUnknown;
     if (layer >= config_.num_layers && looks_ours) {
       return unknown(name, tensor, parsed.ref,
                      fmt::format("the config has layers 0 to {}", config_.num_layers - 1));
@@ -144,12 +149,12 @@ class TensorMapBuilder {
     place_in_layer(name, tensor, parsed.ref, *spec);
   }
 
-  void place_in_layer(const std::string& name, const CheckpointTensor& tensor,
-                      const TensorRef& ref, const MoeLayerSpec& spec) {
+  void place_in_layer(const std::string& name, const CheckpointTensor& tensor, const TensorRef& ref,
+                      const MoeLayerSpec& spec) {
     if (ref.part == Part::kOther) {
       ++map_.counts_.ignored;
-      return report_.note(fmt::format("tensors like {} are not read: nothing is computed from them",
-                                      name));
+      return report_.note(
+          fmt::format("tensors like {} are not read: nothing is computed from them", name));
     }
     LayerTensors& layer = map_.layers_[spec.layer];
     auto source = std::make_unique<TensorSource>(TensorSource{name, &tensor, ref});
@@ -185,8 +190,10 @@ class TensorMapBuilder {
       for (const Part part : provided_parts(source.ref.part)) {
         auto& place = layer.experts[static_cast<size_t>(e)]
                           .parts[expert_part_index(part)][static_cast<size_t>(source.ref.kind)];
-        if (place != nullptr) previous = place;
-        else place = &source;
+        if (place != nullptr)
+          previous = place;
+        else
+          place = &source;
       }
     }
     if (previous != nullptr) duplicate(source, *previous);
@@ -264,8 +271,8 @@ class TensorMapBuilder {
   }
 
   // Families whose files exist in two orientations under one name list both. The first is what is
-  // published; another is taken only if the first does not fit, so a shape that fits both (a square)
-  // is refused rather than guessed.
+  // published; another is taken only if the first does not fit, so a shape that fits both (a
+  // square) is refused rather than guessed.
   void check_shape(TensorSource& source) {
     const MoeLayerSpec& spec = *config_.find_layer(source.ref.layer);
     const auto& patterns = config_.family->tensors;
@@ -280,9 +287,10 @@ class TensorMapBuilder {
     }
     if (fitting.size() == 1) {
       if (fitting[0] != source.ref.pattern) {
-        report_.note(fmt::format("{} and tensors like it are read as [out, in]: published files of "
-                                 "this family are [in, out]",
-                                 source.name));
+        report_.note(
+            fmt::format("{} and tensors like it are read as [out, in]: published files of "
+                        "this family are [in, out]",
+                        source.name));
       }
       source.ref.pattern = fitting[0];
       return;
@@ -314,12 +322,13 @@ class TensorMapBuilder {
     std::set<const TensorSource*> experts;
     for (const LayerTensors::Expert& expert : layer.experts) {
       for (const auto& part : expert.parts) {
-        if (part[0] != nullptr && experts.insert(part[0]).second) ++votes[part[0]->tensor->info.dtype];
+        if (part[0] != nullptr && experts.insert(part[0]).second)
+          ++votes[part[0]->tensor->info.dtype];
       }
     }
-    const auto usual = std::max_element(votes.begin(), votes.end(), [](const auto& a, const auto& b) {
-      return a.second < b.second;
-    });
+    const auto usual =
+        std::max_element(votes.begin(), votes.end(),
+                         [](const auto& a, const auto& b) { return a.second < b.second; });
     for (const auto& source : map_.sources_) {
       if (source->ref.layer != spec.layer) continue;
       const DType dtype = source->tensor->info.dtype;
@@ -328,8 +337,8 @@ class TensorMapBuilder {
       } else if (!is_plain_float(dtype)) {
         wrong_dtype(*source, "f32, f16 or bf16");
       } else if (experts.contains(source.get()) && dtype != usual->first) {
-        wrong_dtype(*source, fmt::format("{} like the layer's other experts",
-                                         to_string(usual->first)));
+        wrong_dtype(*source,
+                    fmt::format("{} like the layer's other experts", to_string(usual->first)));
       }
     }
   }
@@ -341,7 +350,8 @@ class TensorMapBuilder {
   }
 
   void add_notes() {
-    for (const std::string& note : config_.notes) report_.note(note);
+    for (const std::string& note : config_.notes)
+      report_.note(note);
     if (map_.counts_.auxiliary > 0) {
       report_.note(fmt::format("{} tensors of multi-token prediction layers are not loaded",
                                map_.counts_.auxiliary));

@@ -12,8 +12,8 @@
 namespace gantry {
 namespace {
 
-// Jobs are handed to readers in runs of consecutive file positions, about this much at a time: large
-// enough to read sequentially, small enough to keep all readers busy to the end.
+// Jobs are handed to readers in runs of consecutive file positions, about this much at a time:
+// large enough to read sequentially, small enough to keep all readers busy to the end.
 constexpr int64_t kBatchBytes = int64_t{16} << 20;
 
 std::vector<std::pair<size_t, size_t>> batches(const std::vector<ReadJob>& jobs) {
@@ -71,8 +71,10 @@ class SmallTensorReader {
         id = static_cast<int32_t>(raw[i]);
       }
       if (id < 0 || id >= num_experts) {
-        const std::string file =
-            checkpoint_.files()[static_cast<size_t>(source->tensor->file)].path().filename().string();
+        const std::string file = checkpoint_.files()[static_cast<size_t>(source->tensor->file)]
+                                     .path()
+                                     .filename()
+                                     .string();
         report_.add({FindingKind::kValue,
                      fmt::format("{}: element {}: expected an expert id below {}, found {} ({})",
                                  source->name, i, num_experts, id, file),
@@ -90,7 +92,8 @@ class SmallTensorReader {
     const CheckpointTensor& tensor = *source.tensor;
     const int64_t bytes = tensor.info.num_bytes();
     std::vector<uint32_t> raw(static_cast<size_t>((bytes + 3) / 4));
-    checkpoint_.files()[static_cast<size_t>(tensor.file)].read(tensor.info.begin, raw.data(), bytes);
+    checkpoint_.files()[static_cast<size_t>(tensor.file)].read(tensor.info.begin, raw.data(),
+                                                               bytes);
     stats_.bytes_read += bytes;
     if (options_.progress) options_.progress(bytes);
     return raw;
@@ -112,8 +115,8 @@ DType expert_dtype(const LayerTensors& tensors) {
 int64_t MoeLayerWeights::owned_bytes() const noexcept {
   const auto floats = router.size() + router_bias.size() + correction_bias.size() +
                       per_expert_scale.size() + router_scale.size() + hash_table.size() +
-                      output_norm.size() + shared_gate.size() + latent_in.size() + latent_out.size() +
-                      latent_in_bias.size() + latent_out_bias.size();
+                      output_norm.size() + shared_gate.size() + latent_in.size() +
+                      latent_out.size() + latent_in_bias.size() + latent_out_bias.size();
   return static_cast<int64_t>(slots.size() + shared.size() + floats * sizeof(float));
 }
 
@@ -156,10 +159,10 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
   if (spec.shared.intermediate_size > 0 && parallel.leads_dp_group()) {
     const Slice shared =
         split_evenly(spec.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
-    weights.shared_layout = SlotLayout::create(
-        tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype,
-        is_gated(spec.shared.activation.kind), tensors.shared_bias, shared.size(),
-        spec.hidden_size);
+    weights.shared_layout =
+        SlotLayout::create(tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype,
+                           is_gated(spec.shared.activation.kind), tensors.shared_bias,
+                           shared.size(), spec.hidden_size);
     if (with_memory) {
       weights.shared = ByteBuffer(static_cast<size_t>(weights.shared_layout.stride_bytes));
     }
@@ -231,8 +234,7 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
   own.bytes_read = bytes_read;
   own.bytes_owned = plan.bytes_owned;
   load_small_tensors(weights, options, report, own);
-  own.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  own.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   stats += own;
   return weights;
 }

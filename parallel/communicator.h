@@ -7,10 +7,11 @@
 
 namespace gantry {
 
-/// Moves bytes between the ranks of a group. Every rank calls the same operations in the same order.
+/// Moves bytes between the ranks of a group. Every rank calls the same operations in the same
+/// order.
 ///
-/// One object belongs to one rank and is used by one thread at a time. An implementation whose peers
-/// fail throws on every rank instead of hanging.
+/// One object belongs to one rank and is used by one thread at a time. An implementation whose
+/// peers fail throws on every rank instead of hanging.
 class Communicator {
  public:
   Communicator() = default;
@@ -39,8 +40,7 @@ class Communicator {
   /// Sends send[to] to each rank and receives into receive[from].
   /// @param send_bytes, receive_bytes [size()] with offsets being their prefix sums
   virtual void all_to_all(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
-                          std::span<std::byte> receive,
-                          std::span<const int64_t> receive_bytes) = 0;
+                          std::span<std::byte> receive, std::span<const int64_t> receive_bytes) = 0;
 
   /// Wakes every rank that waits in this group with an error that carries `reason`. Any thread.
   virtual void abort(const char* reason) noexcept = 0;

@@ -155,7 +155,8 @@ class LocalCommunicator final : public Communicator {
         if (from == 0) {
           std::copy_n(values, data.size(), sum_.begin());
         } else {
-          for (size_t i = 0; i < data.size(); ++i) sum_[i] += values[i];
+          for (size_t i = 0; i < data.size(); ++i)
+            sum_[i] += values[i];
         }
       }
     });
@@ -254,8 +255,10 @@ void run_local_ranks(int num_ranks, const std::function<void(Communicator& commu
   } else {
     std::vector<std::thread> threads;
     threads.reserve(static_cast<size_t>(num_ranks));
-    for (int rank = 0; rank < num_ranks; ++rank) threads.emplace_back(run, rank);
-    for (std::thread& thread : threads) thread.join();
+    for (int rank = 0; rank < num_ranks; ++rank)
+      threads.emplace_back(run, rank);
+    for (std::thread& thread : threads)
+      thread.join();
   }
   // The cause before its consequences.
   for (const bool causes_only : {true, false}) {

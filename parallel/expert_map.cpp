@@ -147,7 +147,8 @@ std::string ExpertMap::describe() const {
     for (size_t begin = 0; begin < slots.size();) {
       size_t end = begin + 1;
       const int step = end < slots.size() ? slots[end] - slots[begin] : 1;
-      while (end < slots.size() && step > 0 && slots[end] - slots[end - 1] == step) ++end;
+      while (end < slots.size() && step > 0 && slots[end] - slots[end - 1] == step)
+        ++end;
       if (begin > 0) text += ", ";
       if (end - begin == 1) {
         text += std::to_string(slots[begin]);

@@ -10,7 +10,8 @@
 
 namespace gantry {
 
-/// Which rank holds which expert, in which slot. A plain value: building one needs no communication.
+/// Which rank holds which expert, in which slot. A plain value: building one needs no
+/// communication.
 ///
 /// Logical experts are the E experts of the checkpoint. Physical experts are the P = E + R places
 /// that hold a copy of one (R redundant copies). Each of the `ep_size` ranks owns a set of physical
@@ -22,8 +23,8 @@ class ExpertMap {
   /// @throws Error kInvalidArgument unless num_experts >= 1 and 1 <= ep_size
   static ExpertMap create(int num_experts, int ep_size, Placement placement);
 
-  /// Any assignment: `physical_to_logical[p]` names the logical expert that physical expert p holds.
-  /// Physical experts are dealt to ranks by `placement`. The initial map of vLLM's EPLB is
+  /// Any assignment: `physical_to_logical[p]` names the logical expert that physical expert p
+  /// holds. Physical experts are dealt to ranks by `placement`. The initial map of vLLM's EPLB is
   /// 0..E-1, 0, 1, ..., R-1.
   /// @throws Error kInvalidArgument if an id is out of range or a logical expert has no copy
   static ExpertMap with_redundancy(int num_experts, std::vector<int32_t> physical_to_logical,
@@ -74,9 +75,9 @@ class ExpertMap {
   int num_experts_ = 0;
   int ep_size_ = 1;
   Placement placement_ = Placement::kLinear;
-  std::vector<int32_t> physical_to_logical_;          // [P]
-  std::vector<int32_t> owner_;                        // [P]
-  std::vector<int32_t> slot_;                         // [P]
+  std::vector<int32_t> physical_to_logical_;           // [P]
+  std::vector<int32_t> owner_;                         // [P]
+  std::vector<int32_t> slot_;                          // [P]
   std::vector<std::vector<int32_t>> slot_to_logical_;  // [ep_size][L]
   std::vector<std::vector<int32_t>> logical_to_slot_;  // [ep_size][E]
   std::vector<std::vector<int32_t>> replicas_;         // [E]

@@ -47,8 +47,8 @@ std::string describe(const ParallelConfig& config) {
 }
 
 Slice split_evenly(long total, int parts, int index) {
-  GANTRY_CHECK(total >= 0 && parts >= 1 && index >= 0 && index < parts,
-               ErrorCode::kInvalidArgument, "split_evenly: part {} of {} of {}", index, parts, total);
+  GANTRY_CHECK(total >= 0 && parts >= 1 && index >= 0 && index < parts, ErrorCode::kInvalidArgument,
+               "split_evenly: part {} of {} of {}", index, parts, total);
   const long base = total / parts;
   const long remainder = total % parts;
   const long begin = index * base + std::min<long>(index, remainder);

@@ -14,8 +14,8 @@ Placement parse_placement(std::string_view name);
 
 /// The shape of a world of ranks, and which of them this one is. A plain value.
 ///
-/// World size = tp_size * ep_size; rank = ep_rank * tp_size + tp_rank. `dp_size` divides ep_size: it
-/// cuts the EP ranks into groups that hold different tokens and adds no processes.
+/// World size = tp_size * ep_size; rank = ep_rank * tp_size + tp_rank. `dp_size` divides ep_size:
+/// it cuts the EP ranks into groups that hold different tokens and adds no processes.
 struct ParallelConfig {
   int tp_size = 1;
   int ep_size = 1;

@@ -23,8 +23,8 @@ void gather(Communicator& world, std::span<const T> own, std::span<const int64_t
 
 }  // namespace
 
-TokenExchange::TokenExchange(const ParallelConfig& config, Communicator& world,
-                             int64_t hidden_size, int64_t top_k)
+TokenExchange::TokenExchange(const ParallelConfig& config, Communicator& world, int64_t hidden_size,
+                             int64_t top_k)
     : config_(config), world_(&world), hidden_size_(hidden_size), top_k_(top_k) {
   validate(config);
   GANTRY_CHECK(world.size() == config.world_size() && world.rank() == config.rank,
@@ -57,15 +57,15 @@ ExchangedTokens TokenExchange::dispatch(std::span<const float> hidden_states,
   const std::vector<int64_t> one_each(tokens.size(), sizeof(int64_t));
   world_->all_gather(std::as_bytes(std::span(&contributed, 1)),
                      std::as_writable_bytes(std::span(tokens)), one_each);
-  const int leader =
-      config_.dp_rank() * config_.ep_ranks_per_dp_group() * config_.tp_size;
+  const int leader = config_.dp_rank() * config_.ep_ranks_per_dp_group() * config_.tp_size;
   GANTRY_CHECK(tokens[static_cast<size_t>(leader)] == num_tokens, ErrorCode::kInvalidArgument,
                "dispatch: rank {} has {} tokens, the leader of its token group has {}",
                config_.rank, num_tokens, tokens[static_cast<size_t>(leader)]);
   own_begin_ = std::accumulate(tokens.begin(), tokens.begin() + leader, int64_t{0});
   const auto scaled = [&](int64_t width) {
     std::vector<int64_t> counts = tokens;
-    for (int64_t& count : counts) count *= width;
+    for (int64_t& count : counts)
+      count *= width;
     return counts;
   };
   gather(*world_, hidden_states, scaled(hidden_size_), hidden_states_);

@@ -12,17 +12,17 @@ namespace gantry {
 /// The tokens that a rank computes on after dispatch, and their routing.
 struct ExchangedTokens {
   int64_t num_tokens = 0;
-  int64_t own_begin = 0;  ///< the caller's own tokens are [own_begin, own_begin + T)
-  std::span<const float> hidden_states;   // [T', H]
-  std::span<const int32_t> topk_ids;      // [T', K]
-  std::span<const float> topk_weights;    // [T', K]
+  int64_t own_begin = 0;                 ///< the caller's own tokens are [own_begin, own_begin + T)
+  std::span<const float> hidden_states;  // [T', H]
+  std::span<const int32_t> topk_ids;     // [T', K]
+  std::span<const float> topk_weights;   // [T', K]
 };
 
 /// Brings tokens to the ranks that hold their experts, and sums the partial results back.
 ///
 /// Strategy "allgather_reducescatter": with dp_size == 1 every rank already has all tokens and
-/// dispatch moves nothing; else each token group is gathered from its leading rank. Combine sums the
-/// partial outputs of all ranks (TP and EP) in rank order and keeps the caller's own tokens.
+/// dispatch moves nothing; else each token group is gathered from its leading rank. Combine sums
+/// the partial outputs of all ranks (TP and EP) in rank order and keeps the caller's own tokens.
 class TokenExchange {
  public:
   /// @param world ranks of `config.world_size()`, alive as long as this object

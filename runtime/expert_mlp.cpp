@@ -9,7 +9,8 @@ namespace gantry {
 
 void round_activations(ActivationDType dtype, std::span<float> values) noexcept {
   if (dtype == ActivationDType::kF32) return;
-  for (float& value : values) value = round_to_bf16(value);
+  for (float& value : values)
+    value = round_to_bf16(value);
 }
 
 void run_expert_mlp(const SlotLayout& layout, const std::byte* slots, int64_t num_slots,
@@ -23,8 +24,8 @@ void run_expert_mlp(const SlotLayout& layout, const std::byte* slots, int64_t nu
   scratch.w13_output.resize(static_cast<size_t>(num_rows * width));
   scratch.intermediate.resize(static_cast<size_t>(num_rows * j));
 
-  grouped_gemm(rows, layout.w13_weights(slots, num_slots), expert_offsets, scratch.w13_output,
-               isas, threads);
+  grouped_gemm(rows, layout.w13_weights(slots, num_slots), expert_offsets, scratch.w13_output, isas,
+               threads);
   // Bands of rows that are large enough to be worth a task.
   constexpr int64_t kBand = 16;
   parallel_for(threads, (num_rows + kBand - 1) / kBand, [&](int64_t band) {

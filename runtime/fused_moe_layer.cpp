@@ -38,7 +38,8 @@ void project(std::span<const float> x, const Buffer<float>& weight, const Buffer
                               .layout = PackedLayout::kRowMajor,
                               .bias = bias != nullptr && bias->size() > 0 ? bias->data() : nullptr,
                               .bias_stride_bytes = n * 4};
-  const std::array<int32_t, 2> offsets = {0, static_cast<int32_t>(x.size() / static_cast<size_t>(k))};
+  const std::array<int32_t, 2> offsets = {0,
+                                          static_cast<int32_t>(x.size() / static_cast<size_t>(k))};
   grouped_gemm(x, operand, offsets, y, isas, threads);
 }
 
@@ -79,10 +80,9 @@ FusedMoeLayer::FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMo
                weights_.spec.layer);
   GANTRY_CHECK(options_.max_num_tokens > 0, ErrorCode::kInvalidArgument,
                "max_num_tokens: expected at least 1, found {}", options_.max_num_tokens);
-  validate(weights_.spec.routing,
-           {.correction_bias = weights_.correction_bias.span(),
-            .per_expert_scale = weights_.per_expert_scale.span(),
-            .hash_table = weights_.hash_table.span()});
+  validate(weights_.spec.routing, {.correction_bias = weights_.correction_bias.span(),
+                                   .per_expert_scale = weights_.per_expert_scale.span(),
+                                   .hash_table = weights_.hash_table.span()});
 }
 
 void FusedMoeLayer::forward(const MoeInput& input, std::span<float> out) {
@@ -111,8 +111,8 @@ void FusedMoeLayer::forward(const MoeInput& input, std::span<float> out) {
   times_ = {};
   // With token groups the ranks may hold different numbers of tokens: one chunk, so that all make
   // the same number of collective calls.
-  const int64_t chunk = weights_.parallel.dp_size > 1 ? std::max<int64_t>(1, num_tokens)
-                                                      : options_.max_num_tokens;
+  const int64_t chunk =
+      weights_.parallel.dp_size > 1 ? std::max<int64_t>(1, num_tokens) : options_.max_num_tokens;
   int64_t begin = 0;
   do {
     const int64_t count = std::min(chunk, num_tokens - begin);
@@ -123,7 +123,8 @@ void FusedMoeLayer::forward(const MoeInput& input, std::span<float> out) {
         .topk_ids = rows_of(input.topk_ids, begin, count, k),
         .topk_weights = rows_of(input.topk_weights, begin, count, k),
         .token_ids = rows_of(input.token_ids, begin, count, 1)};
-    forward_chunk(part, out.subspan(static_cast<size_t>(begin * h), static_cast<size_t>(count * h)));
+    forward_chunk(part,
+                  out.subspan(static_cast<size_t>(begin * h), static_cast<size_t>(count * h)));
     begin += count;
   } while (begin < num_tokens);
 }
@@ -143,7 +144,8 @@ void FusedMoeLayer::forward_chunk(const MoeInput& input, std::span<float> out) {
   times_.experts_us += watch.lap_us();
   exchange_.combine(partial_, out);
   if (weights_.spec.output_scale != 1.0F) {
-    for (float& value : out) value *= weights_.spec.output_scale;
+    for (float& value : out)
+      value *= weights_.spec.output_scale;
   }
   if (weights_.spec.output_norm) {
     rms_norm(weights_.output_norm.span(), weights_.spec.norm_epsilon, 1.0, out);
@@ -160,8 +162,8 @@ void FusedMoeLayer::route(const MoeInput& input, int64_t num_tokens) {
     return;
   }
   if (input.router_logits.empty()) {
-    const auto& seen = input.router_hidden_states.empty() ? input.hidden_states
-                                                          : input.router_hidden_states;
+    const auto& seen =
+        input.router_hidden_states.empty() ? input.hidden_states : input.router_hidden_states;
     router_.compute_logits(seen, options_.isas, options_.threads, routing_);
   } else {
     routing_.logits.assign(input.router_logits.begin(), input.router_logits.end());
@@ -218,7 +220,8 @@ void FusedMoeLayer::add_identity_experts(const MoeInput& input, int64_t own_begi
     const float weight = routing_.identity_weights[t];
     if (weight == 0.0F) continue;
     const float* x = input.hidden_states.data() + static_cast<int64_t>(t) * h;
-    for (int64_t i = 0; i < h; ++i) out[static_cast<int64_t>(t) * h + i] += weight * x[i];
+    for (int64_t i = 0; i < h; ++i)
+      out[static_cast<int64_t>(t) * h + i] += weight * x[i];
   }
 }
 
@@ -246,7 +249,8 @@ void FusedMoeLayer::add_shared_experts(const MoeInput& input, int64_t own_begin)
     }
     const float* y = shared_output_.data() + t * h;
     float* out = partial_.data() + (own_begin + t) * h;
-    for (int64_t i = 0; i < h; ++i) out[i] += scale * y[i];
+    for (int64_t i = 0; i < h; ++i)
+      out[i] += scale * y[i];
   }
 }
 

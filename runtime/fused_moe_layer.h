@@ -62,12 +62,14 @@ struct ForwardTimes {
 class FusedMoeLayer {
  public:
   /// @param weights moved in
-  /// @param world   ranks of weights.parallel; may be null for a single rank; must outlive the layer
+  /// @param world   ranks of weights.parallel; may be null for a single rank; must outlive the
+  /// layer
   /// @throws Error kInvalidArgument if weights, map and world do not belong together
   FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMoeOptions options,
                 Communicator* world);
   FusedMoeLayer(const FusedMoeLayer&) = delete;
   FusedMoeLayer& operator=(const FusedMoeLayer&) = delete;
+  ~FusedMoeLayer() = default;
 
   /// @param out [T, H] f32, written; must not overlap the input
   /// @throws Error kInvalidArgument if a size does not fit
@@ -96,7 +98,7 @@ class FusedMoeLayer {
   std::unique_ptr<Communicator> self_;
   TokenExchange exchange_;
   Router router_;
-  std::vector<int32_t> expert_to_slot_;  // [E] slots that this rank computes
+  std::vector<int32_t> expert_to_slot_;     // [E] slots that this rank computes
   std::vector<int64_t> tokens_per_expert_;  // [E]
   ForwardTimes times_;
 
@@ -104,12 +106,12 @@ class FusedMoeLayer {
   Routing routing_;
   TokenPermutation permutation_;
   ExpertMlpScratch mlp_scratch_;
-  std::vector<float> expert_input_;  // [T', He] latent projection of the tokens
-  std::vector<float> rows_;          // [M, He]
-  std::vector<float> row_outputs_;   // [M, He]
-  std::vector<float> latent_sum_;    // [T', He]
-  std::vector<float> partial_;       // [T', H]
-  std::vector<float> shared_rows_;   // [T, H]
+  std::vector<float> expert_input_;   // [T', He] latent projection of the tokens
+  std::vector<float> rows_;           // [M, He]
+  std::vector<float> row_outputs_;    // [M, He]
+  std::vector<float> latent_sum_;     // [T', He]
+  std::vector<float> partial_;        // [T', H]
+  std::vector<float> shared_rows_;    // [T, H]
   std::vector<float> shared_output_;  // [T, H]
 };
 

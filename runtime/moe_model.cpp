@@ -23,8 +23,8 @@ MoeModel::MoeModel(const std::filesystem::path& directory, bool names_only)
 std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                            const ParallelConfig& parallel, Placement placement,
                                            const LoadOptions& load_options,
-                                           const FusedMoeOptions& options,
-                                           const LayerBatch* batch, int repeat) {
+                                           const FusedMoeOptions& options, const LayerBatch* batch,
+                                           int repeat) {
   const MoeLayerSpec& spec = *model.config().find_layer(layer);
   const ExpertMap experts = ExpertMap::create(spec.num_experts, parallel.ep_size, placement);
   const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());

@@ -43,8 +43,8 @@ struct RankResult {
 
 /// A batch for one layer, whole: each rank takes its token group's part.
 struct LayerBatch {
-  std::span<const float> hidden_states{};  // [T, H]
-  std::span<const int32_t> token_ids{};    // [T] or empty
+  std::span<const float> hidden_states{};         // [T, H]
+  std::span<const int32_t> token_ids{};           // [T] or empty
   std::span<const float> router_hidden_states{};  // [T, H] or empty: the same as hidden_states
 };
 
@@ -55,8 +55,8 @@ struct LayerBatch {
 std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                            const ParallelConfig& parallel, Placement placement,
                                            const LoadOptions& load_options,
-                                           const FusedMoeOptions& options,
-                                           const LayerBatch* batch, int repeat = 1);
+                                           const FusedMoeOptions& options, const LayerBatch* batch,
+                                           int repeat = 1);
 
 /// The whole output [T, H] from the ranks that lead their token groups.
 std::vector<float> gather_outputs(const std::vector<RankResult>& results,

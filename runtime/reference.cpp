@@ -44,7 +44,8 @@ std::vector<int32_t> read_token_ids(const SafetensorsFile& file) {
   file.read(info->begin, wide.data(), info->num_bytes());
   std::vector<int32_t> ids;
   ids.reserve(wide.size());
-  for (const int64_t id : wide) ids.push_back(static_cast<int32_t>(id));
+  for (const int64_t id : wide)
+    ids.push_back(static_cast<int32_t>(id));
   return ids;
 }
 
@@ -54,7 +55,8 @@ void merge(ReferenceBlock& block, const ReferenceBlock& other, const std::string
   GANTRY_CHECK(block.input == other.input, ErrorCode::kFormat,
                "{}: {} and {} are of one layer but have different inputs", file, block.name,
                other.name);
-  for (size_t i = 0; i < block.output.size(); ++i) block.output[i] += other.output[i];
+  for (size_t i = 0; i < block.output.size(); ++i)
+    block.output[i] += other.output[i];
   block.name += " + " + other.name;
   block.has_shared = true;
 }
@@ -75,9 +77,13 @@ Reference read_reference(const std::filesystem::path& path, const MoeModelConfig
     if (spec == nullptr) continue;
     GANTRY_CHECK(input.shape.size() == 2 && input.shape[1] == spec->hidden_size &&
                      output->shape == input.shape,
-                 ErrorCode::kFormat, "{}: {}: expected input and output of [T, {}], found {} and {}",
-                 path.string(), block, spec->hidden_size, describe(input), describe(*output));
-    ReferenceBlock found{block, read_floats(file, input), read_floats(file, *output), {},
+                 ErrorCode::kFormat,
+                 "{}: {}: expected input and output of [T, {}], found {} and {}", path.string(),
+                 block, spec->hidden_size, describe(input), describe(*output));
+    ReferenceBlock found{block,
+                         read_floats(file, input),
+                         read_floats(file, *output),
+                         {},
                          !config.family->shared_beside_block};
     // A block whose experts have an input of their own: the block's input is the router's.
     if (const TensorInfo* experts = file.find(block + ".experts.input")) {

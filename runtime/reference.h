@@ -12,11 +12,11 @@ namespace gantry {
 
 /// What one MoE block got and gave.
 struct ReferenceBlock {
-  std::string name;           ///< the block's path, as the file spells it
-  std::vector<float> input;   // [T, H]
-  std::vector<float> output;  // [T, H]
+  std::string name;                 ///< the block's path, as the file spells it
+  std::vector<float> input;         // [T, H]
+  std::vector<float> output;        // [T, H]
   std::vector<float> router_input;  // [T, H] where the router sees something else, or empty
-  bool has_shared = true;     ///< false: the output leaves the shared experts out
+  bool has_shared = true;           ///< false: the output leaves the shared experts out
 };
 
 /// Reference outputs: "<block>.input" and "<block>.output" of MoE blocks in a safetensors file.
@@ -25,8 +25,8 @@ struct Reference {
   std::vector<int32_t> token_ids;        ///< [T] from "input_ids", or empty
 };
 
-/// Reads the blocks of MoE layers. Block paths may be those of the checkpoint or of the module tree:
-/// only the layer number in them counts.
+/// Reads the blocks of MoE layers. Block paths may be those of the checkpoint or of the module
+/// tree: only the layer number in them counts.
 /// @throws Error kFormat if shapes do not fit the config; kInvalidArgument if no block matches
 Reference read_reference(const std::filesystem::path& file, const MoeModelConfig& config);
 

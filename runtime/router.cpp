@@ -35,7 +35,8 @@ void Router::compute_logits(std::span<const float> hidden_states, IsaSet isas,
   grouped_gemm(hidden_states, operand, offsets, routing.logits, isas, threads);
   if (spec.router_logit_softcap > 0.0F) {
     const float cap = spec.router_logit_softcap;
-    for (float& logit : routing.logits) logit = std::tanh(logit / cap) * cap;
+    for (float& logit : routing.logits)
+      logit = std::tanh(logit / cap) * cap;
   }
 }
 
@@ -45,8 +46,7 @@ void Router::select(int64_t num_tokens, std::span<const int32_t> token_ids,
   const auto slots = static_cast<size_t>(num_tokens * spec.num_slots());
   routing.topk_ids.resize(slots);
   routing.topk_weights.resize(slots);
-  routing.identity_weights.resize(
-      spec.num_zero_experts > 0 ? static_cast<size_t>(num_tokens) : 0);
+  routing.identity_weights.resize(spec.num_zero_experts > 0 ? static_cast<size_t>(num_tokens) : 0);
   const RoutingTensors tensors{.correction_bias = weights_->correction_bias.span(),
                                .per_expert_scale = weights_->per_expert_scale.span(),
                                .hash_table = weights_->hash_table.span()};

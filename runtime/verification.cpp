@@ -11,8 +11,8 @@ double default_tolerance(ActivationDType activations) noexcept {
 VerifyResult verify_model(MoeModel& model, const Reference* reference,
                           const VerifySettings& settings,
                           const std::function<void(const BlockResult&)>& on_block) {
-  const double limit = settings.tolerance > 0.0 ? settings.tolerance
-                                                : default_tolerance(settings.activations);
+  const double limit =
+      settings.tolerance > 0.0 ? settings.tolerance : default_tolerance(settings.activations);
   VerifyResult verified;
   for (const MoeLayerSpec& spec : model.config().layers) {
     const ReferenceBlock* block = nullptr;
@@ -30,10 +30,11 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
         options.skip_shared_experts = !block->has_shared;
       }
     }
-    const auto results = run_layer_on_ranks(model, spec.layer, settings.parallel,
-                                            settings.placement, settings.load, options,
-                                            block == nullptr ? nullptr : &batch);
-    for (const RankResult& result : results) verified.load += result.load;
+    const auto results =
+        run_layer_on_ranks(model, spec.layer, settings.parallel, settings.placement, settings.load,
+                           options, block == nullptr ? nullptr : &batch);
+    for (const RankResult& result : results)
+      verified.load += result.load;
     if (block == nullptr) continue;
     const std::vector<float> y = gather_outputs(results, settings.parallel);
     if (y.empty() && !block->output.empty()) continue;  // the load itself had findings

@@ -30,6 +30,7 @@ INTERNAL_HEADERS = {
     "kernels/base/check.h",
     "kernels/base/log_format.h",
     "loader/config_reader.h",
+    "loader/family_config_parts.h",
     "loader/json_handler.h",
     "loader/strict_json.h",
 }

@@ -89,7 +89,8 @@ void ProgressMeter::add(int64_t bytes) {
   done_bytes_ += bytes;
   if (!enabled_) return;
   const auto now = std::chrono::steady_clock::now();
-  const auto interval = terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(3000);
+  const auto interval =
+      terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(3000);
   if (now - last_ < interval) return;
   last_ = now;
   print(/*last=*/false);
@@ -101,9 +102,9 @@ void ProgressMeter::print(bool last) {
   const double rate = seconds > 0 ? static_cast<double>(done_bytes_) / seconds : 0.0;
   const double left =
       rate > 0 ? static_cast<double>(std::max<int64_t>(0, total_bytes_ - done_bytes_)) / rate : 0.0;
-  const double percent =
-      total_bytes_ > 0 ? 100.0 * static_cast<double>(done_bytes_) / static_cast<double>(total_bytes_)
-                       : 100.0;
+  const double percent = total_bytes_ > 0 ? 100.0 * static_cast<double>(done_bytes_) /
+                                                static_cast<double>(total_bytes_)
+                                          : 100.0;
   const std::string line =
       fmt::format("{} {} / {} ({:.0f} %) {:.0f} MB/s, {}", what_, human_bytes(done_bytes_),
                   human_bytes(total_bytes_), percent, rate / 1e6,

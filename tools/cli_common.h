@@ -22,8 +22,8 @@ namespace gantry::cli {
 
 /// Exit codes: a contract that scripts rely on.
 inline constexpr int kExitOk = 0;
-inline constexpr int kExitFinding = 1;      ///< something is wrong with the checkpoint or the numbers
-inline constexpr int kExitUsage = 2;        ///< the command line makes no sense
+inline constexpr int kExitFinding = 1;  ///< something is wrong with the checkpoint or the numbers
+inline constexpr int kExitUsage = 2;    ///< the command line makes no sense
 inline constexpr int kExitEnvironment = 3;  ///< I/O, memory, a missing device
 
 /// Options of every subcommand.

@@ -6,8 +6,8 @@
 
 namespace gantry::cli {
 
-// Each adds its subcommand; when it is the one on the command line, `chosen` runs it and returns the
-// exit code.
+// Each adds its subcommand; when it is the one on the command line, `chosen` runs it and returns
+// the exit code.
 void add_info_command(CLI::App& app, std::function<int()>& chosen);
 void add_inspect_command(CLI::App& app, std::function<int()>& chosen);
 void add_verify_command(CLI::App& app, std::function<int()>& chosen);

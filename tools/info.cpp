@@ -1,8 +1,8 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 
-#include "kernels/base/cpu_features.h"
 #include "kernels/base/check.h"
+#include "kernels/base/cpu_features.h"
 #include "kernels/grouped_gemm/grouped_gemm_kernels.h"
 #include "loader/family_spec.h"
 #include "tools/commands.h"

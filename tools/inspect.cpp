@@ -4,8 +4,8 @@
 
 #include "kernels/base/check.h"
 #include "loader/expected_tensors.h"
-#include "tools/commands.h"
 #include "runtime/moe_model.h"
+#include "tools/commands.h"
 
 namespace gantry::cli {
 namespace {
@@ -68,20 +68,20 @@ LayerRow describe_layer(const MoeModel& model, const MoeLayerSpec& spec) {
   const std::string experts = dtype_text(tensors.expert_source(0, Part::kW2, TensorKind::kWeight));
   const std::string router = dtype_text(tensors.single(Part::kRouter, TensorKind::kWeight));
   const std::string shared = dtype_text(tensors.single(Part::kSharedW2, TensorKind::kWeight));
-  const int64_t weights = int64_t{spec.num_experts} * (spec.gated() ? 3 : 2) * spec.intermediate_size *
-                          spec.expert_hidden_size;
+  const int64_t weights = int64_t{spec.num_experts} * (spec.gated() ? 3 : 2) *
+                          spec.intermediate_size * spec.expert_hidden_size;
   const TensorSource* any = tensors.expert_source(0, Part::kW2, TensorKind::kWeight);
   const int64_t bytes =
       any != nullptr && any->tensor->file >= 0 ? weights * size_of(any->tensor->info.dtype) : 0;
   LayerRow row;
-  row.text = fmt::format("E {} top-{} H {} I {}, experts {} {} ({}), router {}, shared {}, {}",
-                         spec.num_experts, spec.routing.top_k, spec.hidden_size,
-                         spec.intermediate_size, experts, human_bytes(bytes),
-                         spelling(model, spec), router,
-                         spec.shared.intermediate_size > 0
-                             ? fmt::format("{} I {}", shared, spec.shared.intermediate_size)
-                             : std::string("none"),
-                         to_string(spec.activation.kind));
+  row.text =
+      fmt::format("E {} top-{} H {} I {}, experts {} {} ({}), router {}, shared {}, {}",
+                  spec.num_experts, spec.routing.top_k, spec.hidden_size, spec.intermediate_size,
+                  experts, human_bytes(bytes), spelling(model, spec), router,
+                  spec.shared.intermediate_size > 0
+                      ? fmt::format("{} I {}", shared, spec.shared.intermediate_size)
+                      : std::string("none"),
+                  to_string(spec.activation.kind));
   row.fields = {{"layer", spec.layer},
                 {"num_experts", spec.num_experts},
                 {"top_k", spec.routing.top_k},
@@ -128,8 +128,8 @@ void print_plan(const MoeModel& model, const InspectOptions& options, const Outp
   int64_t bytes_owned = 0;
   std::string placement;
   for (const MoeLayerSpec& spec : model.config().layers) {
-    const ExpertMap experts = ExpertMap::create(spec.num_experts, parallel.ep_size,
-                                                options.parallel.parsed_placement());
+    const ExpertMap experts =
+        ExpertMap::create(spec.num_experts, parallel.ep_size, options.parallel.parsed_placement());
     placement = experts.describe();
     const LoadPlan plan = loader.plan(spec.layer, parallel, experts);
     reads += static_cast<int64_t>(plan.jobs.size());

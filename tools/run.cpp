@@ -7,8 +7,8 @@
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "loader/safetensors_writer.h"
-#include "tools/commands.h"
 #include "runtime/moe_model.h"
+#include "tools/commands.h"
 
 namespace gantry::cli {
 namespace {
@@ -34,10 +34,10 @@ std::vector<float> read_hidden_states(const std::string& path, int64_t hidden_si
   GANTRY_CHECK(info != nullptr, ErrorCode::kInvalidArgument,
                "{}: expected a tensor 'hidden_states' or a single tensor, found {} tensors", path,
                file.header().tensors.size());
-  GANTRY_CHECK(is_plain_float(info->dtype) && info->shape.size() == 2 &&
-                   info->shape[1] == hidden_size,
-               ErrorCode::kInvalidArgument, "{}: expected floats [T, {}], found {} {}", path,
-               hidden_size, info->name, describe(*info));
+  GANTRY_CHECK(
+      is_plain_float(info->dtype) && info->shape.size() == 2 && info->shape[1] == hidden_size,
+      ErrorCode::kInvalidArgument, "{}: expected floats [T, {}], found {} {}", path, hidden_size,
+      info->name, describe(*info));
   std::vector<std::byte> raw(static_cast<size_t>(info->num_bytes()));
   file.read(info->begin, raw.data(), info->num_bytes());
   std::vector<float> values(static_cast<size_t>(info->num_elements()));
@@ -49,7 +49,8 @@ std::vector<float> random_hidden_states(int64_t num_tokens, int64_t hidden_size,
   std::mt19937_64 engine(seed);
   std::normal_distribution<float> normal;
   std::vector<float> values(static_cast<size_t>(num_tokens * hidden_size));
-  for (float& value : values) value = normal(engine);
+  for (float& value : values)
+    value = normal(engine);
   return values;
 }
 
@@ -76,9 +77,9 @@ struct LayerSummary {
 };
 
 ForwardTimes slowest(const std::vector<RankResult>& results) {
-  const auto found = std::max_element(results.begin(), results.end(), [](const auto& a, const auto& b) {
-    return a.times.total_us() < b.times.total_us();
-  });
+  const auto found = std::max_element(
+      results.begin(), results.end(),
+      [](const auto& a, const auto& b) { return a.times.total_us() < b.times.total_us(); });
   return found->times;
 }
 
@@ -87,10 +88,12 @@ void print_layer(const LayerSummary& summary, int64_t num_tokens, const Output& 
   const auto& loads = summary.tokens_per_expert;
   const auto [low, high] = std::minmax_element(loads.begin(), loads.end());
   int64_t total = 0;
-  for (const int64_t n : loads) total += n;
+  for (const int64_t n : loads)
+    total += n;
   const double mean = static_cast<double>(total) / static_cast<double>(loads.size());
   output.text(fmt::format(
-      "  layer {:<3} load {:>8} {:>6.2f} GB/s | forward {:>9.3f} ms = route {:.3f} + dispatch {:.3f} + "
+      "  layer {:<3} load {:>8} {:>6.2f} GB/s | forward {:>9.3f} ms = route {:.3f} + dispatch "
+      "{:.3f} + "
       "experts {:.3f} + combine {:.3f} | {:>8.0f} tokens/s",
       summary.layer, human_bytes(summary.load.bytes_owned),
       static_cast<double>(summary.load.bytes_read) / 1e9 / std::max(1e-9, summary.load.seconds),
@@ -117,7 +120,8 @@ void write_outputs(const std::string& path, const std::map<int, std::vector<floa
     TensorInfo info;
     info.name = fmt::format("layers.{}.output", layer);
     info.dtype = DType::kF32;
-    info.shape = {num_tokens, num_tokens > 0 ? static_cast<int64_t>(values.size()) / num_tokens : 0};
+    info.shape = {num_tokens,
+                  num_tokens > 0 ? static_cast<int64_t>(values.size()) / num_tokens : 0};
     tensors.push_back(std::move(info));
   }
   SafetensorsWriter writer(path, std::move(tensors), {{"format", "pt"}});
@@ -161,10 +165,9 @@ int run_run(const RunOptions& options) {
   load.threads = options.common.make_threads();
   FusedMoeOptions run;
   run.threads = load.threads;
-  run.activations =
-      options.activations == "f32" ? ActivationDType::kF32 : ActivationDType::kBF16;
-  output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, options.activations,
-                          load.threads.resolved_count()));
+  run.activations = options.activations == "f32" ? ActivationDType::kF32 : ActivationDType::kBF16;
+  output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens,
+                          options.activations, load.threads.resolved_count()));
   LoadStats total;
   std::map<int, std::vector<float>> outputs;
   int64_t plan_bytes = 0;
@@ -184,14 +187,15 @@ int run_run(const RunOptions& options) {
   load.progress = [&](int64_t bytes) { progress.add(bytes); };
   for (const MoeLayerSpec& spec : layers) {
     const LayerBatch batch{hidden, {}, {}};
-    const auto results = run_layer_on_ranks(model, spec.layer, parallel,
-                                            options.parallel.parsed_placement(), load, run, &batch,
-                                            options.repeat);
+    const auto results =
+        run_layer_on_ranks(model, spec.layer, parallel, options.parallel.parsed_placement(), load,
+                           run, &batch, options.repeat);
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;
     }
-    LayerSummary summary{.layer = spec.layer, .load = {}, .times = slowest(results), .tokens_per_expert = {}};
+    LayerSummary summary{
+        .layer = spec.layer, .load = {}, .times = slowest(results), .tokens_per_expert = {}};
     summary.tokens_per_expert.assign(static_cast<size_t>(spec.num_experts), 0);
     for (const RankResult& result : results) {
       summary.load.bytes_read += result.load.bytes_read;
@@ -206,10 +210,11 @@ int run_run(const RunOptions& options) {
     if (!options.output.empty()) outputs[spec.layer] = gather_outputs(results, parallel);
   }
   if (!options.output.empty()) write_outputs(options.output, outputs, num_tokens);
-  output.result(fmt::format("{} layer(s), {} loaded at {:.2f} GB/s, peak memory {}", layers.size(),
-                            human_bytes(total.bytes_owned),
-                            static_cast<double>(total.bytes_read) / 1e9 / std::max(1e-9, total.seconds),
-                            human_bytes(peak_rss_bytes())));
+  output.result(
+      fmt::format("{} layer(s), {} loaded at {:.2f} GB/s, peak memory {}", layers.size(),
+                  human_bytes(total.bytes_owned),
+                  static_cast<double>(total.bytes_read) / 1e9 / std::max(1e-9, total.seconds),
+                  human_bytes(peak_rss_bytes())));
   output.event("result", {{"layers", layers.size()},
                           {"tokens", num_tokens},
                           {"bytes_owned", total.bytes_owned},

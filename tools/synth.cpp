@@ -62,7 +62,8 @@ uint64_t splitmix64(uint64_t& state) {
 
 uint64_t hash_name(std::string_view name, uint64_t seed) {
   uint64_t hash = 0xcbf29ce484222325u ^ seed;
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  for (const char c : name)
+    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
   return hash;
 }
 
@@ -72,7 +73,8 @@ void fill_chunk(const std::array<uint16_t, 4096>& table, uint64_t seed, std::spa
   size_t i = 0;
   while (i < out.size()) {
     uint64_t bits = splitmix64(state);
-    for (int k = 0; k < 5 && i < out.size(); ++k, bits >>= 12) out[i++] = table[bits & 0xfff];
+    for (int k = 0; k < 5 && i < out.size(); ++k, bits >>= 12)
+      out[i++] = table[bits & 0xfff];
   }
 }
 
@@ -80,8 +82,8 @@ double scale_of(const TensorInfo& tensor, const TensorRef& ref, const FamilySpec
   if (ref.kind == TensorKind::kBias || ref.part == Part::kCorrectionBias) return 0.1;
   const TensorPattern& pattern = family.tensors[static_cast<size_t>(ref.pattern)];
   const size_t rank = tensor.shape.size();
-  const int64_t fan_in = pattern.orientation == Orientation::kOutIn ? tensor.shape[rank - 1]
-                                                                    : tensor.shape[rank - 2];
+  const int64_t fan_in =
+      pattern.orientation == Orientation::kOutIn ? tensor.shape[rank - 1] : tensor.shape[rank - 2];
   return 1.0 / std::sqrt(static_cast<double>(fan_in));
 }
 
@@ -139,8 +141,10 @@ int run_synth(const SynthOptions& options) {
                                   [&](const SynthShape& s) { return s.name == options.shape; });
   if (shape == shapes.end()) {
     std::string known;
-    for (const SynthShape& s : shapes) known += fmt::format("{}{}", known.empty() ? "" : ", ", s.name);
-    fail(ErrorCode::kInvalidArgument, "--shape: expected one of {}, found '{}'", known, options.shape);
+    for (const SynthShape& s : shapes)
+      known += fmt::format("{}{}", known.empty() ? "" : ", ", s.name);
+    fail(ErrorCode::kInvalidArgument, "--shape: expected one of {}, found '{}'", known,
+         options.shape);
   }
   const std::filesystem::path directory = options.directory;
   GANTRY_CHECK(!std::filesystem::exists(directory / "config.json"), ErrorCode::kInvalidArgument,
@@ -160,10 +164,11 @@ int run_synth(const SynthOptions& options) {
   int64_t total = 0;
   for (const MoeLayerSpec& spec : config.layers) {
     for (const TensorRef& ref : expected_tensors(spec, *config.family, stacking)) {
-      const auto sizes = expected_shapes(
-          config.family->tensors[static_cast<size_t>(ref.pattern)], ref.kind, spec)[0];
+      const auto sizes = expected_shapes(config.family->tensors[static_cast<size_t>(ref.pattern)],
+                                         ref.kind, spec)[0];
       int64_t elements = 1;
-      for (const int64_t size : sizes) elements *= size;
+      for (const int64_t size : sizes)
+        elements *= size;
       total += elements * 2;
     }
   }
@@ -198,7 +203,8 @@ void add_synth_command(CLI::App& app, std::function<int()>& chosen) {
   CLI::App* command =
       app.add_subcommand("synth", "Writes random MoE layers with a real model's shape and names");
   command->add_option("OUT", options->directory, "directory to write")->required();
-  command->add_option("--shape", options->shape, "model whose shape to take")->capture_default_str();
+  command->add_option("--shape", options->shape, "model whose shape to take")
+      ->capture_default_str();
   command->add_option("--layers", options->layers, "number of MoE layers")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

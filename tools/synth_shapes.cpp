@@ -9,7 +9,9 @@ using Json = nlohmann::ordered_json;
 // Keys that Gantry's readers do not need are there where engines insist on them.
 std::vector<SynthShape> synth_shapes() {
   std::vector<SynthShape> shapes;
-  shapes.push_back({"qwen3-30b-a3b", "model.", false,
+  shapes.push_back({"qwen3-30b-a3b",
+                    "model.",
+                    false,
                     {{"architectures", {"Qwen3MoeForCausalLM"}},
                      {"model_type", "qwen3_moe"},
                      {"torch_dtype", "bfloat16"},
@@ -27,7 +29,9 @@ std::vector<SynthShape> synth_shapes() {
                      {"head_dim", 128},
                      {"vocab_size", 151936},
                      {"num_hidden_layers", 48}}});
-  shapes.push_back({"qwen3.5-35b-a3b", "model.language_model.", true,
+  shapes.push_back({"qwen3.5-35b-a3b",
+                    "model.language_model.",
+                    true,
                     {{"architectures", {"Qwen3_5MoeForConditionalGeneration"}},
                      {"model_type", "qwen3_5_moe"},
                      {"torch_dtype", "bfloat16"},
@@ -44,7 +48,9 @@ std::vector<SynthShape> synth_shapes() {
                        {"head_dim", 256},
                        {"vocab_size", 248320},
                        {"num_hidden_layers", 40}}}}});
-  shapes.push_back({"mixtral-8x7b", "model.", false,
+  shapes.push_back({"mixtral-8x7b",
+                    "model.",
+                    false,
                     {{"architectures", {"MixtralForCausalLM"}},
                      {"model_type", "mixtral"},
                      {"torch_dtype", "bfloat16"},
@@ -57,7 +63,9 @@ std::vector<SynthShape> synth_shapes() {
                      {"num_key_value_heads", 8},
                      {"vocab_size", 32000},
                      {"num_hidden_layers", 32}}});
-  shapes.push_back({"deepseek-v3", "model.", false,
+  shapes.push_back({"deepseek-v3",
+                    "model.",
+                    false,
                     {{"architectures", {"DeepseekV3ForCausalLM"}},
                      {"model_type", "deepseek_v3"},
                      {"torch_dtype", "bfloat16"},
@@ -79,7 +87,9 @@ std::vector<SynthShape> synth_shapes() {
                      {"num_attention_heads", 128},
                      {"vocab_size", 129280},
                      {"num_hidden_layers", 61}}});
-  shapes.push_back({"gpt-oss-20b", "model.", true,
+  shapes.push_back({"gpt-oss-20b",
+                    "model.",
+                    true,
                     {{"architectures", {"GptOssForCausalLM"}},
                      {"model_type", "gpt_oss"},
                      {"torch_dtype", "bfloat16"},
@@ -94,7 +104,9 @@ std::vector<SynthShape> synth_shapes() {
                      {"head_dim", 64},
                      {"vocab_size", 201088},
                      {"num_hidden_layers", 24}}});
-  shapes.push_back({"olmoe-1b-7b", "model.", false,
+  shapes.push_back({"olmoe-1b-7b",
+                    "model.",
+                    false,
                     {{"architectures", {"OlmoeForCausalLM"}},
                      {"model_type", "olmoe"},
                      {"torch_dtype", "bfloat16"},
@@ -108,7 +120,9 @@ std::vector<SynthShape> synth_shapes() {
                      {"num_key_value_heads", 16},
                      {"vocab_size", 50304},
                      {"num_hidden_layers", 16}}});
-  shapes.push_back({"tiny", "model.", false,
+  shapes.push_back({"tiny",
+                    "model.",
+                    false,
                     {{"architectures", {"Qwen3MoeForCausalLM"}},
                      {"model_type", "qwen3_moe"},
                      {"torch_dtype", "bfloat16"},

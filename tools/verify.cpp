@@ -5,8 +5,8 @@
 #include <set>
 
 #include "kernels/base/check.h"
-#include "tools/commands.h"
 #include "runtime/verification.h"
+#include "tools/commands.h"
 
 namespace gantry::cli {
 namespace {
@@ -27,7 +27,8 @@ void print_feasibility(const MoeModelConfig& config, const Output& output) {
   constexpr std::array<int, 7> kSizes = {1, 2, 4, 8, 16, 32, 64};
   std::set<std::string> reasons;
   std::string header = "  tp \\ ep";
-  for (const int ep : kSizes) header += fmt::format("{:>6}", ep);
+  for (const int ep : kSizes)
+    header += fmt::format("{:>6}", ep);
   output.text("splits that can be loaded (tp down, ep across):");
   output.text(header);
   for (const int tp : kSizes) {
@@ -40,11 +41,13 @@ void print_feasibility(const MoeModelConfig& config, const Output& output) {
       }
       row += fmt::format("{:>6}", reason.empty() ? "yes" : "no");
       if (!reason.empty()) reasons.insert(reason);
-      output.event("split", {{"tp", tp}, {"ep", ep}, {"feasible", reason.empty()}, {"reason", reason}});
+      output.event("split",
+                   {{"tp", tp}, {"ep", ep}, {"feasible", reason.empty()}, {"reason", reason}});
     }
     output.text(row);
   }
-  for (const std::string& reason : reasons) output.text(fmt::format("  no: {}", reason));
+  for (const std::string& reason : reasons)
+    output.text(fmt::format("  no: {}", reason));
 }
 
 void print_counts(const NameCounts& counts, const Output& output) {
@@ -76,7 +79,8 @@ ActivationDType parse_activations(const std::string& name) {
   if (name == "f32") return ActivationDType::kF32;
   // An unquantized scheme declares no activation format: it runs in bf16.
   if (name == "bf16" || name == "scheme") return ActivationDType::kBF16;
-  fail(ErrorCode::kInvalidArgument, "--activations: expected f32, bf16 or scheme, found '{}'", name);
+  fail(ErrorCode::kInvalidArgument, "--activations: expected f32, bf16 or scheme, found '{}'",
+       name);
 }
 
 int64_t bytes_of_experts(const MoeModel& model) {

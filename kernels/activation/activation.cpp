@@ -69,7 +69,8 @@ void for_each(const Rows& rows, Function function) {
     const float* a = rows.gate + r * rows.gate_stride;
     const float* u = rows.up == nullptr ? a : rows.up + r * rows.up_stride;
     float* out = rows.out + r * rows.out_stride;
-    for (int64_t i = 0; i < rows.n; ++i) out[i] = function(a[i], u[i]);
+    for (int64_t i = 0; i < rows.n; ++i)
+      out[i] = function(a[i], u[i]);
   }
 }
 
@@ -126,7 +127,8 @@ void validate(const ActivationSpec& spec) {
   check(!needs_limit || spec.limit > 0.0F, "limit: expected more than 0", spec.limit);
   check(std::isfinite(spec.alpha), "alpha: expected a finite number", spec.alpha);
   check(std::isfinite(spec.beta), "beta: expected a finite number", spec.beta);
-  check(spec.kind != Activation::kSitu || spec.beta > 0.0F, "beta: expected more than 0", spec.beta);
+  check(spec.kind != Activation::kSitu || spec.beta > 0.0F, "beta: expected more than 0",
+        spec.beta);
   check(std::isfinite(spec.linear_beta) && spec.linear_beta >= 0.0F,
         "linear_beta: expected at least 0", spec.linear_beta);
 }
@@ -134,7 +136,7 @@ void validate(const ActivationSpec& spec) {
 void apply_activation(const ActivationSpec& spec, int64_t num_rows, int64_t n, const float* gate,
                       int64_t gate_stride, const float* up, int64_t up_stride, float* out,
                       int64_t out_stride) noexcept {
-  const Rows rows{num_rows, n, gate, gate_stride, is_gated(spec.kind) ? up : nullptr,
+  const Rows rows{num_rows,  n,   gate,      gate_stride, is_gated(spec.kind) ? up : nullptr,
                   up_stride, out, out_stride};
   switch (spec.kind) {
     case Activation::kSilu:

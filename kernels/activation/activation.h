@@ -28,9 +28,9 @@ struct ActivationSpec {
   Activation kind = Activation::kSilu;
   /// Clamp L; 0 means no clamp. kSwigluOai and kSwigluStep need one.
   float limit = 0.0F;
-  float alpha = 1.702F;       ///< kSwigluOai
-  float beta = 1.0F;          ///< kSwigluOai: added to u. kSitu: must be > 0.
-  float linear_beta = 0.0F;   ///< kSitu: 0 means that u is used as it is
+  float alpha = 1.702F;      ///< kSwigluOai
+  float beta = 1.0F;         ///< kSwigluOai: added to u. kSitu: must be > 0.
+  float linear_beta = 0.0F;  ///< kSitu: 0 means that u is used as it is
 };
 
 /// True when w13 holds a gate and an up projection.

@@ -19,8 +19,10 @@ bool is_mapped(size_t size_bytes) { return size_bytes >= kHugePageBytes; }
 ByteBuffer::ByteBuffer(size_t size_bytes) : size_(size_bytes) {
   if (size_bytes == 0) return;
   if (is_mapped(size_bytes)) {
-    void* map = mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    GANTRY_CHECK(map != MAP_FAILED, ErrorCode::kOutOfMemory, "cannot allocate {} bytes", size_bytes);
+    void* map =
+        mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    GANTRY_CHECK(map != MAP_FAILED, ErrorCode::kOutOfMemory, "cannot allocate {} bytes",
+                 size_bytes);
     madvise(map, size_bytes, MADV_HUGEPAGE);  // advice only: a refusal changes speed, not results
     data_ = static_cast<std::byte*>(map);
     return;

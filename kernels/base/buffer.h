@@ -54,9 +54,7 @@ class Buffer {
   explicit Buffer(size_t count) : bytes_(count * sizeof(T)), count_(count) {}
 
   [[nodiscard]] T* data() noexcept { return reinterpret_cast<T*>(bytes_.data()); }
-  [[nodiscard]] const T* data() const noexcept {
-    return reinterpret_cast<const T*>(bytes_.data());
-  }
+  [[nodiscard]] const T* data() const noexcept { return reinterpret_cast<const T*>(bytes_.data()); }
   [[nodiscard]] size_t size() const noexcept { return count_; }
   [[nodiscard]] std::span<T> span() noexcept { return {data(), count_}; }
   [[nodiscard]] std::span<const T> span() const noexcept { return {data(), count_}; }

@@ -23,12 +23,13 @@ template <typename... Args>
 
 }  // namespace gantry
 
-/// Throws `Error(code, fmt::format(...))` unless `cond` holds. For public entries and file contents.
-#define GANTRY_CHECK(cond, code, ...)                                         \
-  do {                                                                        \
-    if (!(cond)) [[unlikely]] {                                               \
-      ::gantry::fail_with((code), fmt::format(__VA_ARGS__));                  \
-    }                                                                         \
+/// Throws `Error(code, fmt::format(...))` unless `cond` holds. For public entries and file
+/// contents.
+#define GANTRY_CHECK(cond, code, ...)                        \
+  do {                                                       \
+    if (!(cond)) [[unlikely]] {                              \
+      ::gantry::fail_with((code), fmt::format(__VA_ARGS__)); \
+    }                                                        \
   } while (false)
 
 /// A check inside hot loops: only in builds without NDEBUG.
@@ -37,5 +38,6 @@ template <typename... Args>
   do {                      \
   } while (false)
 #else
-#define GANTRY_DCHECK(cond) GANTRY_CHECK(cond, ::gantry::ErrorCode::kInternal, "check failed: " #cond)
+#define GANTRY_DCHECK(cond) \
+  GANTRY_CHECK(cond, ::gantry::ErrorCode::kInternal, "check failed: " #cond)
 #endif

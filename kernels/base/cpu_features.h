@@ -25,8 +25,8 @@ class IsaSet {
   constexpr IsaSet() = default;
   [[nodiscard]] constexpr bool contains(Isa isa) const noexcept { return (bits_ & bit(isa)) != 0; }
   constexpr void insert(Isa isa) noexcept { bits_ |= bit(isa); }
-  /// Everything in this set that is not above `cap`: kScalar, kAvx2, kAvx512 (with its bf16 and vnni
-  /// extensions) or kAmxBf16 (everything).
+  /// Everything in this set that is not above `cap`: kScalar, kAvx2, kAvx512 (with its bf16 and
+  /// vnni extensions) or kAmxBf16 (everything).
   [[nodiscard]] IsaSet capped(Isa cap) const noexcept;
   friend constexpr bool operator==(IsaSet a, IsaSet b) noexcept { return a.bits_ == b.bits_; }
 

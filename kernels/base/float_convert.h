@@ -1,8 +1,8 @@
 #pragma once
 
 // Conversions between f32 and the 16-bit float types, exact in the widening direction and rounded
-// to nearest-even in the narrowing one. NaN stays NaN. Plain integer code, no ISA extension: safe to
-// include anywhere.
+// to nearest-even in the narrowing one. NaN stays NaN. Plain integer code, no ISA extension: safe
+// to include anywhere.
 
 #include <bit>
 #include <cmath>
@@ -31,7 +31,8 @@ inline float f16_to_f32(uint16_t bits) noexcept {
   const uint32_t exponent = (bits >> 10) & 0x1fu;
   const uint32_t mantissa = bits & 0x3ffu;
   if (exponent == 0x1fu) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
   // Zero and subnormals: mantissa * 2^-24, exact in f32.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));

@@ -10,8 +10,8 @@
 namespace gantry {
 namespace {
 
-// Remembers the exception of the lowest task, so that what the caller sees does not depend on timing
-// more than it must.
+// Remembers the exception of the lowest task, so that what the caller sees does not depend on
+// timing more than it must.
 class FirstError {
  public:
   void capture(int64_t task) noexcept {
@@ -56,10 +56,12 @@ void parallel_for(const Threads& threads, int64_t num_tasks,
   if (threads.executor) {
     threads.executor(num_tasks, guarded);
   } else if (num_threads <= 1) {
-    for (int64_t task = 0; task < num_tasks; ++task) guarded(task);
+    for (int64_t task = 0; task < num_tasks; ++task)
+      guarded(task);
   } else {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(num_threads))
-    for (int64_t task = 0; task < num_tasks; ++task) guarded(task);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast <int>(num_threads))
+    for (int64_t task = 0; task < num_tasks; ++task)
+      guarded(task);
   }
   error.rethrow();
 }

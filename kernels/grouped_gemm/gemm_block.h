@@ -8,7 +8,8 @@
 
 namespace gantry {
 
-/// One block of work: rows [0, num_rows) of x times columns [n_begin, n_end) of one expert's weight.
+/// One block of work: rows [0, num_rows) of x times columns [n_begin, n_end) of one expert's
+/// weight.
 struct GemmBlock {
   const float* x;           // [num_rows, k], contiguous
   const std::byte* weight;  // [n, k] row major

@@ -60,8 +60,8 @@ void check_arguments(std::span<const float> x, const ExpertWeights& weights,
   GANTRY_CHECK(x.size() == static_cast<size_t>(num_rows * weights.k) &&
                    y.size() == static_cast<size_t>(num_rows * weights.n),
                ErrorCode::kInvalidArgument,
-               "grouped_gemm: {} rows: expected {} inputs and {} outputs, found {} and {}", num_rows,
-               num_rows * weights.k, num_rows * weights.n, x.size(), y.size());
+               "grouped_gemm: {} rows: expected {} inputs and {} outputs, found {} and {}",
+               num_rows, num_rows * weights.k, num_rows * weights.n, x.size(), y.size());
 }
 
 }  // namespace
@@ -73,8 +73,7 @@ void grouped_gemm(std::span<const float> x, const ExpertWeights& weights,
   const GroupedGemmKernel& kernel = select_grouped_gemm(weights.layout, weights.dtype, isas);
   log(LogLevel::kDebug, "grouped_gemm: {} for [{}, {}, {}]", kernel.name, weights.num_slots,
       weights.n, weights.k);
-  const std::vector<Task> tasks =
-      make_tasks(expert_offsets, weights.n, threads.resolved_count());
+  const std::vector<Task> tasks = make_tasks(expert_offsets, weights.n, threads.resolved_count());
   parallel_for(threads, static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const Task& task = tasks[static_cast<size_t>(i)];
     const auto* bias = reinterpret_cast<const std::byte*>(weights.bias);

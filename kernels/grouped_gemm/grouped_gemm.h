@@ -24,8 +24,8 @@ struct ExpertWeights {
   int64_t k = 0;                    ///< input features
   DType dtype = DType::kBF16;       ///< f32, f16 or bf16
   PackedLayout layout = PackedLayout::kRowMajor;
-  const float* bias = nullptr;       ///< bias [N] f32 of slot 0, or null
-  int64_t bias_stride_bytes = 0;     ///< from one slot's bias to the next
+  const float* bias = nullptr;    ///< bias [N] f32 of slot 0, or null
+  int64_t bias_stride_bytes = 0;  ///< from one slot's bias to the next
 };
 
 /// Multiplies each row by the weight of its expert, adding the bias where there is one.

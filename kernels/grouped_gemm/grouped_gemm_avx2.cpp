@@ -27,7 +27,8 @@ struct BF16 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
   static float load_one(const std::byte* p) {
-    const __m128i bits = _mm_slli_epi32(_mm_cvtsi32_si128(*reinterpret_cast<const uint16_t*>(p)), 16);
+    const __m128i bits =
+        _mm_slli_epi32(_mm_cvtsi32_si128(*reinterpret_cast<const uint16_t*>(p)), 16);
     return _mm_cvtss_f32(_mm_castsi128_ps(bits));
   }
 };
@@ -53,17 +54,20 @@ template <typename Weight, int kRows, int kCols>
 void tile(const GemmBlock& block, int64_t row, int64_t col) {
   __m256 sums[kRows][kCols];
   for (auto& line : sums) {
-    for (__m256& sum : line) sum = _mm256_setzero_ps();
+    for (__m256& sum : line)
+      sum = _mm256_setzero_ps();
   }
   const float* x = block.x + row * block.k;
   const std::byte* w = block.weight + col * block.k * Weight::kBytes;
   const int64_t whole = block.k / kLanes * kLanes;
   for (int64_t k = 0; k < whole; k += kLanes) {
     __m256 weights[kCols];
-    for (int c = 0; c < kCols; ++c) weights[c] = Weight::load(w + (c * block.k + k) * Weight::kBytes);
+    for (int c = 0; c < kCols; ++c)
+      weights[c] = Weight::load(w + (c * block.k + k) * Weight::kBytes);
     for (int r = 0; r < kRows; ++r) {
       const __m256 input = _mm256_loadu_ps(x + r * block.k + k);
-      for (int c = 0; c < kCols; ++c) sums[r][c] = _mm256_fmadd_ps(input, weights[c], sums[r][c]);
+      for (int c = 0; c < kCols; ++c)
+        sums[r][c] = _mm256_fmadd_ps(input, weights[c], sums[r][c]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -81,15 +85,19 @@ void tile(const GemmBlock& block, int64_t row, int64_t col) {
 template <typename Weight, int kCols>
 void columns(const GemmBlock& block, int64_t col) {
   int64_t row = 0;
-  for (; row + 2 <= block.num_rows; row += 2) tile<Weight, 2, kCols>(block, row, col);
-  for (; row < block.num_rows; ++row) tile<Weight, 1, kCols>(block, row, col);
+  for (; row + 2 <= block.num_rows; row += 2)
+    tile<Weight, 2, kCols>(block, row, col);
+  for (; row < block.num_rows; ++row)
+    tile<Weight, 1, kCols>(block, row, col);
 }
 
 template <typename Weight>
 void run(const GemmBlock& block) {
   int64_t col = block.n_begin;
-  for (; col + 4 <= block.n_end; col += 4) columns<Weight, 4>(block, col);
-  for (; col < block.n_end; ++col) columns<Weight, 1>(block, col);
+  for (; col + 4 <= block.n_end; col += 4)
+    columns<Weight, 4>(block, col);
+  for (; col < block.n_end; ++col)
+    columns<Weight, 1>(block, col);
 }
 
 }  // namespace

@@ -44,17 +44,20 @@ template <typename Weight, int kRows, int kCols>
 void tile(const GemmBlock& block, int64_t row, int64_t col) {
   __m512 sums[kRows][kCols];
   for (auto& line : sums) {
-    for (__m512& sum : line) sum = _mm512_setzero_ps();
+    for (__m512& sum : line)
+      sum = _mm512_setzero_ps();
   }
   const float* x = block.x + row * block.k;
   const std::byte* w = block.weight + col * block.k * Weight::kBytes;
   const int64_t whole = block.k / kLanes * kLanes;
   for (int64_t k = 0; k < whole; k += kLanes) {
     __m512 weights[kCols];
-    for (int c = 0; c < kCols; ++c) weights[c] = Weight::load(w + (c * block.k + k) * Weight::kBytes);
+    for (int c = 0; c < kCols; ++c)
+      weights[c] = Weight::load(w + (c * block.k + k) * Weight::kBytes);
     for (int r = 0; r < kRows; ++r) {
       const __m512 input = _mm512_loadu_ps(x + r * block.k + k);
-      for (int c = 0; c < kCols; ++c) sums[r][c] = _mm512_fmadd_ps(input, weights[c], sums[r][c]);
+      for (int c = 0; c < kCols; ++c)
+        sums[r][c] = _mm512_fmadd_ps(input, weights[c], sums[r][c]);
     }
   }
   if (whole < block.k) {
@@ -65,7 +68,8 @@ void tile(const GemmBlock& block, int64_t row, int64_t col) {
     }
     for (int r = 0; r < kRows; ++r) {
       const __m512 input = _mm512_maskz_loadu_ps(mask, x + r * block.k + whole);
-      for (int c = 0; c < kCols; ++c) sums[r][c] = _mm512_fmadd_ps(input, weights[c], sums[r][c]);
+      for (int c = 0; c < kCols; ++c)
+        sums[r][c] = _mm512_fmadd_ps(input, weights[c], sums[r][c]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -79,15 +83,19 @@ void tile(const GemmBlock& block, int64_t row, int64_t col) {
 template <typename Weight, int kCols>
 void columns(const GemmBlock& block, int64_t col) {
   int64_t row = 0;
-  for (; row + 4 <= block.num_rows; row += 4) tile<Weight, 4, kCols>(block, row, col);
-  for (; row < block.num_rows; ++row) tile<Weight, 1, kCols>(block, row, col);
+  for (; row + 4 <= block.num_rows; row += 4)
+    tile<Weight, 4, kCols>(block, row, col);
+  for (; row < block.num_rows; ++row)
+    tile<Weight, 1, kCols>(block, row, col);
 }
 
 template <typename Weight>
 void run(const GemmBlock& block) {
   int64_t col = block.n_begin;
-  for (; col + 4 <= block.n_end; col += 4) columns<Weight, 4>(block, col);
-  for (; col < block.n_end; ++col) columns<Weight, 1>(block, col);
+  for (; col + 4 <= block.n_end; col += 4)
+    columns<Weight, 4>(block, col);
+  for (; col < block.n_end; ++col)
+    columns<Weight, 1>(block, col);
 }
 
 }  // namespace

@@ -16,13 +16,11 @@ constexpr GroupedGemmKernel kKernels[] = {
     {"f16_avx512_4x4", Isa::kAvx512, PackedLayout::kRowMajor, DType::kF16, 4,
      avx512::grouped_gemm_f16},
     {"f16_avx2_2x4", Isa::kAvx2, PackedLayout::kRowMajor, DType::kF16, 2, avx2::grouped_gemm_f16},
-    {"f16_scalar", Isa::kScalar, PackedLayout::kRowMajor, DType::kF16, 1,
-     scalar::grouped_gemm_f16},
+    {"f16_scalar", Isa::kScalar, PackedLayout::kRowMajor, DType::kF16, 1, scalar::grouped_gemm_f16},
     {"f32_avx512_4x4", Isa::kAvx512, PackedLayout::kRowMajor, DType::kF32, 4,
      avx512::grouped_gemm_f32},
     {"f32_avx2_2x4", Isa::kAvx2, PackedLayout::kRowMajor, DType::kF32, 2, avx2::grouped_gemm_f32},
-    {"f32_scalar", Isa::kScalar, PackedLayout::kRowMajor, DType::kF32, 1,
-     scalar::grouped_gemm_f32},
+    {"f32_scalar", Isa::kScalar, PackedLayout::kRowMajor, DType::kF32, 1, scalar::grouped_gemm_f32},
 };
 
 }  // namespace

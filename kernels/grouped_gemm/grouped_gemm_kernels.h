@@ -24,8 +24,8 @@ struct GroupedGemmKernel {
 /// Every kernel in this binary, best first. Dispatch, tests and benches walk this list.
 std::span<const GroupedGemmKernel> grouped_gemm_kernels() noexcept;
 
-/// The first kernel of the list that reads `layout` and `dtype` and runs on `isas`: a pure function,
-/// so that tests can ask what another machine would run.
+/// The first kernel of the list that reads `layout` and `dtype` and runs on `isas`: a pure
+/// function, so that tests can ask what another machine would run.
 /// @throws Error kUnsupported if there is none
 const GroupedGemmKernel& select_grouped_gemm(PackedLayout layout, DType dtype, IsaSet isas);
 

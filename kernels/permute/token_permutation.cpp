@@ -10,10 +10,10 @@ namespace gantry {
 void permute_tokens(std::span<const int32_t> topk_ids, int64_t num_tokens, int64_t top_k,
                     std::span<const int32_t> expert_to_slot, int64_t num_slots,
                     TokenPermutation& permutation) {
-  GANTRY_CHECK(num_tokens >= 0 && top_k >= 0 &&
-                   topk_ids.size() == static_cast<size_t>(num_tokens * top_k),
-               ErrorCode::kInvalidArgument, "permute_tokens: expected [{}, {}] ids, found {}",
-               num_tokens, top_k, topk_ids.size());
+  GANTRY_CHECK(
+      num_tokens >= 0 && top_k >= 0 && topk_ids.size() == static_cast<size_t>(num_tokens * top_k),
+      ErrorCode::kInvalidArgument, "permute_tokens: expected [{}, {}] ids, found {}", num_tokens,
+      top_k, topk_ids.size());
   const auto num_experts = static_cast<int32_t>(expert_to_slot.size());
   const auto slot_of = [&](size_t choice) {
     const int32_t id = topk_ids[choice];
@@ -55,7 +55,8 @@ void permute_tokens(std::span<const int32_t> topk_ids, int64_t num_tokens, int64
     permutation.token_rows[place] = static_cast<int32_t>(row);
   }
   const auto move_back = [](std::vector<int32_t>& offsets) {
-    for (size_t i = offsets.size() - 1; i > 0; --i) offsets[i] = offsets[i - 1];
+    for (size_t i = offsets.size() - 1; i > 0; --i)
+      offsets[i] = offsets[i - 1];
     offsets[0] = 0;
   };
   move_back(permutation.expert_offsets);
@@ -83,7 +84,8 @@ void gather_rows(const TokenPermutation& permutation, std::span<const float> x, 
       continue;
     }
     const float factor = scale[static_cast<size_t>(permutation.row_choice[index])];
-    for (int64_t i = 0; i < hidden_size; ++i) target[i] = source[i] * factor;
+    for (int64_t i = 0; i < hidden_size; ++i)
+      target[i] = source[i] * factor;
   }
 }
 
@@ -100,7 +102,8 @@ void unpermute_and_reduce(const TokenPermutation& permutation, std::span<const f
       const float weight =
           weights.empty() ? 1.0F : weights[static_cast<size_t>(permutation.row_choice[row])];
       const float* source = rows.data() + static_cast<int64_t>(row) * hidden_size;
-      for (int64_t h = 0; h < hidden_size; ++h) target[h] += weight * source[h];
+      for (int64_t h = 0; h < hidden_size; ++h)
+        target[h] += weight * source[h];
     }
   }
 }

@@ -18,9 +18,7 @@ struct TokenPermutation {
   std::vector<int32_t> token_rows;      // [M] rows grouped by token, ascending logical expert id
   std::vector<int32_t> token_offsets;   // [T + 1] of token t: token_rows[token_offsets[t] ...)
 
-  [[nodiscard]] int64_t num_rows() const noexcept {
-    return static_cast<int64_t>(row_token.size());
-  }
+  [[nodiscard]] int64_t num_rows() const noexcept { return static_cast<int64_t>(row_token.size()); }
 };
 
 /// Sorts the pairs of topk_ids by local slot.

@@ -7,8 +7,8 @@
 namespace gantry {
 namespace {
 
-// The best expert among those that are not `excluded`, lowest index first. NaN never wins; if nothing
-// can win the lowest allowed index is taken, so that an id is always in range.
+// The best expert among those that are not `excluded`, lowest index first. NaN never wins; if
+// nothing can win the lowest allowed index is taken, so that an id is always in range.
 int32_t best_expert(std::span<const float> logits, int32_t excluded) {
   int32_t best = excluded == 0 ? 1 : 0;
   float top = -std::numeric_limits<float>::infinity();

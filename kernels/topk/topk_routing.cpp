@@ -54,19 +54,24 @@ class TokenRouter {
     switch (spec_.scoring) {
       case RouterScoring::kSoftmax: {
         float top = kNegativeInfinity;
-        for (const float value : z) top = std::max(top, value);
+        for (const float value : z)
+          top = std::max(top, value);
         float sum = 0.0F;
-        for (size_t e = 0; e < z.size(); ++e) sum += scores_[e] = std::exp(z[e] - top);
-        for (float& score : scores_) score /= sum;
+        for (size_t e = 0; e < z.size(); ++e)
+          sum += scores_[e] = std::exp(z[e] - top);
+        for (float& score : scores_)
+          score /= sum;
         break;
       }
       case RouterScoring::kSigmoid:
-        for (size_t e = 0; e < z.size(); ++e) scores_[e] = 1.0F / (1.0F + std::exp(-z[e]));
+        for (size_t e = 0; e < z.size(); ++e)
+          scores_[e] = 1.0F / (1.0F + std::exp(-z[e]));
         break;
       case RouterScoring::kSqrtSoftplus:
         // log(1 + e^z) = max(z, 0) + log1p(e^-|z|) does not overflow.
         for (size_t e = 0; e < z.size(); ++e) {
-          scores_[e] = std::sqrt((z[e] > 0.0F ? z[e] : 0.0F) + std::log1p(std::exp(-std::fabs(z[e]))));
+          scores_[e] =
+              std::sqrt((z[e] > 0.0F ? z[e] : 0.0F) + std::log1p(std::exp(-std::fabs(z[e]))));
         }
         break;
       case RouterScoring::kSoftmaxOverSelected:
@@ -141,22 +146,29 @@ class TokenRouter {
   void compute_weights(std::span<const float> z, std::span<const int32_t> ids,
                        std::span<float> weights) {
     const size_t k = ids.size();
-    for (size_t i = 0; i < k; ++i) weights[i] = scores_[static_cast<size_t>(ids[i])];
+    for (size_t i = 0; i < k; ++i)
+      weights[i] = scores_[static_cast<size_t>(ids[i])];
     if (spec_.scoring == RouterScoring::kSoftmaxOverSelected) {
       float top = kNegativeInfinity;
-      for (const float value : weights) top = std::max(top, value);
+      for (const float value : weights)
+        top = std::max(top, value);
       float sum = 0.0F;
-      for (float& value : weights) sum += value = std::exp(value - top);
-      for (float& value : weights) value /= sum;
+      for (float& value : weights)
+        sum += value = std::exp(value - top);
+      for (float& value : weights)
+        value /= sum;
     }
     // A token with a NaN logit has no meaning: its weights say so, whichever way it was selected.
     const bool poisoned = std::any_of(z.begin(), z.end(), [](float v) { return std::isnan(v); });
-    if (poisoned) std::fill(weights.begin(), weights.end(), std::numeric_limits<float>::quiet_NaN());
+    if (poisoned)
+      std::fill(weights.begin(), weights.end(), std::numeric_limits<float>::quiet_NaN());
     if (spec_.renormalize) {
       float sum = spec_.renorm_epsilon;
-      for (const float value : weights) sum += value;
+      for (const float value : weights)
+        sum += value;
       if (sum < spec_.renorm_min) sum = spec_.renorm_min;
-      for (float& value : weights) value /= sum;
+      for (float& value : weights)
+        value /= sum;
     }
   }
 

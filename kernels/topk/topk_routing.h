@@ -17,8 +17,8 @@ enum class RouterScoring : uint8_t {
 enum class RoutingMethod : uint8_t {
   kTopK,         ///< top-k of the (biased, group-masked) scores
   kSparsemixer,  ///< Phi-3.5-MoE; top_k must be 2
-  kHash,         ///< ids come from a table indexed by token id, weights from the scores at those ids
-  kCustom,       ///< ids and weights come from a callback
+  kHash,    ///< ids come from a table indexed by token id, weights from the scores at those ids
+  kCustom,  ///< ids and weights come from a callback
 };
 
 /// How a group of experts is scored when only some groups take part.

@@ -59,7 +59,9 @@ inline std::vector<int32_t> take_largest(const std::vector<long double>& values,
       const long double a = values[static_cast<size_t>(best)];
       const long double b = values[static_cast<size_t>(e)];
       if (gone[static_cast<size_t>(e)] || a == b || std::isinf(b)) continue;
-      margin = std::fmin(margin, (a - b) / std::fmax(std::fabs(a), std::fabs(b)));
+      const long double larger = std::fmax(std::fabs(a), std::fabs(b));
+      // Scores of large negative logits pass through exp, which underflows in f32.
+      margin = std::fmin(margin, larger < 1e-18L ? 0.0L : (a - b) / larger);
     }
   }
   return taken;

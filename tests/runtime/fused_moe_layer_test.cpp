@@ -79,7 +79,8 @@ TEST_F(FusedMoeLayerTest, TakesAllTokensOnOneExpert) {
   const auto layer = make_layer(toy, f32_options());
   const std::vector<float> x = tokens(toy, 70);
   std::vector<int32_t> ids;
-  for (int t = 0; t < 70; ++t) ids.insert(ids.end(), {3, -1});
+  for (int t = 0; t < 70; ++t)
+    ids.insert(ids.end(), {3, -1});
   const std::vector<float> weights(ids.size(), 1.0F);
   const std::vector<float> y =
       run(*layer, {.hidden_states = x, .topk_ids = ids, .topk_weights = weights});
@@ -142,7 +143,8 @@ TEST_F(FusedMoeLayerTest, RunsOnTheCallersExecutor) {
   FusedMoeOptions options = f32_options();
   options.threads.executor = [&](int64_t count, const std::function<void(int64_t)>& body) {
     tasks += count;
-    for (int64_t i = count - 1; i >= 0; --i) body(i);
+    for (int64_t i = count - 1; i >= 0; --i)
+      body(i);
   };
   const std::vector<float> x = tokens(toy, 12);
   EXPECT_EQ(run(*make_layer(toy, options), {.hidden_states = x}),
@@ -192,9 +194,7 @@ TEST_F(FusedMoeLayerTest, RefusesSizesThatDoNotFit) {
   const std::vector<int32_t> bad_ids = {0, 1, 2, 6};
   const std::vector<float> four(4, 1.0F);
   expect_error(
-      [&] {
-        layer->forward({.hidden_states = x, .topk_ids = bad_ids, .topk_weights = four}, out);
-      },
+      [&] { layer->forward({.hidden_states = x, .topk_ids = bad_ids, .topk_weights = four}, out); },
       ErrorCode::kInvalidArgument, {"expert id"});
 }
 
@@ -203,9 +203,8 @@ TEST_F(FusedMoeLayerTest, RefusesAWorldOfAnotherSize) {
   SeededRng rng(7);
   MoeLayerWeights weights = toy.weights(rng);
   weights.parallel.tp_size = 2;
-  expect_error(
-      [&] { FusedMoeLayer(std::move(weights), toy.expert_map(), f32_options(), nullptr); },
-      ErrorCode::kInvalidArgument, {"rank"});
+  expect_error([&] { FusedMoeLayer(std::move(weights), toy.expert_map(), f32_options(), nullptr); },
+               ErrorCode::kInvalidArgument, {"rank"});
 }
 
 }  // namespace

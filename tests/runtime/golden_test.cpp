@@ -3,8 +3,8 @@
 #include "runtime/verification.h"
 #include "tests/support/golden_dirs.h"
 
-// The oracle: what Hugging Face Transformers computed in f32 for every MoE block of tiny checkpoints
-// of its own (tests/golden/README.md). Every family, every layout of ranks.
+// The oracle: what Hugging Face Transformers computed in f32 for every MoE block of tiny
+// checkpoints of its own (tests/golden/README.md). Every family, every layout of ranks.
 
 namespace gantry::test {
 namespace {

@@ -14,8 +14,8 @@
 #include "tests/support/temp_dir.h"
 
 // Damages checkpoints of every family in every way of tests/support/mutations.cpp and asks the
-// product whether it notices. The reference for numbers is what the intact checkpoint computes (which
-// golden_test.cpp holds against Transformers) for tokens enough to visit every expert.
+// product whether it notices. The reference for numbers is what the intact checkpoint computes
+// (which golden_test.cpp holds against Transformers) for tokens enough to visit every expert.
 
 namespace gantry::test {
 namespace {
@@ -35,8 +35,10 @@ const std::vector<ParallelConfig>& layouts() {
 // bias, so that experts which it disfavours are visited too.
 std::vector<float> random_tokens(int64_t count, int64_t hidden_size, SeededRng& rng) {
   std::vector<float> tokens = rng.normals(static_cast<size_t>(count * hidden_size));
-  for (size_t i = tokens.size() / 3; i < tokens.size(); ++i) tokens[i] *= 6.0F;
-  for (size_t i = tokens.size() * 2 / 3; i < tokens.size(); ++i) tokens[i] *= 7.0F;
+  for (size_t i = tokens.size() / 3; i < tokens.size(); ++i)
+    tokens[i] *= 6.0F;
+  for (size_t i = tokens.size() * 2 / 3; i < tokens.size(); ++i)
+    tokens[i] *= 7.0F;
   return tokens;
 }
 
@@ -80,8 +82,8 @@ Baseline baseline_of(const std::filesystem::path& directory, SeededRng& rng) {
     LoadOptions load;
     load.threads.count = 1;
     options.threads.count = 1;
-    auto results = run_layer_on_ranks(model, layer.layer, {}, Placement::kLinear, load, options,
-                                      &batch);
+    auto results =
+        run_layer_on_ranks(model, layer.layer, {}, Placement::kLinear, load, options, &batch);
     const auto& counts = results[0].tokens_per_expert;
     for (int expert = 0; expert < layer.num_experts; ++expert) {
       if (counts[static_cast<size_t>(expert)] > 0) continue;

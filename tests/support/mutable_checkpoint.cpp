@@ -31,7 +31,8 @@ void MutableCheckpoint::write(const std::filesystem::path& directory) const {
     infos.push_back(std::move(info));
   }
   SafetensorsWriter writer(directory / "model.safetensors", std::move(infos), {{"format", "pt"}});
-  for (const auto& [name, tensor] : tensors) writer.write(name, 0, tensor.bytes);
+  for (const auto& [name, tensor] : tensors)
+    writer.write(name, 0, tensor.bytes);
   writer.finish();
   write_text_file(directory / "config.json", config);
 }

@@ -95,7 +95,8 @@ Mutated rename(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& 
   return {true, "rename " + name + " to " + altered, -1, {}};
 }
 
-// A second tensor for weights that are there already: another block spelling, or a base_layer infix.
+// A second tensor for weights that are there already: another block spelling, or a base_layer
+// infix.
 Mutated duplicate(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
   const std::string name = pick(names_of(model, checkpoint, is_expert), rng);
   TensorRef ref = model.tensors().names().parse(name).ref;
@@ -140,7 +141,9 @@ Mutated swap_experts(MutableCheckpoint& checkpoint, const MoeModel& model, Seede
                           place_of(checkpoint, model, layer, b, part)) ||
               changed;
   }
-  return {changed, "swap experts " + std::to_string(a) + " and " + std::to_string(b), layer.layer,
+  return {changed,
+          "swap experts " + std::to_string(a) + " and " + std::to_string(b),
+          layer.layer,
           {a, b}};
 }
 
@@ -178,8 +181,8 @@ Mutated transpose(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRn
     }
   }
   std::swap(tensor.shape[rank - 2], tensor.shape[rank - 1]);
-  // Where the family's files exist in both orientations this is a valid file again, if it is done to
-  // all of them and the shape tells; one alone is as good as the other.
+  // Where the family's files exist in both orientations this is a valid file again, if it is done
+  // to all of them and the shape tells; one alone is as good as the other.
   const bool both = model.config().family->name == "qwen3_vl_moe";
   return {!both && tensor.bytes != old, "transpose " + name, -1, {}};
 }
@@ -259,8 +262,8 @@ Mutated put_infinity(MutableCheckpoint& checkpoint, const MoeModel& model, Seede
 }
 
 Mutated extra_expert(MutableCheckpoint& checkpoint, const MoeModel& model, SeededRng& rng) {
-  const auto names = names_of(model, checkpoint,
-                              [](const TensorRef& ref) { return is_expert(ref) && ref.expert >= 0; });
+  const auto names = names_of(
+      model, checkpoint, [](const TensorRef& ref) { return is_expert(ref) && ref.expert >= 0; });
   if (names.empty()) return {};
   const std::string name = pick(names, rng);
   TensorRef ref = model.tensors().names().parse(name).ref;

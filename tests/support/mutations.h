@@ -12,9 +12,9 @@ namespace gantry::test {
 
 /// What a mutation did to a checkpoint.
 struct Mutated {
-  bool applied = false;  ///< false: the checkpoint has nothing of the kind to damage
-  std::string what;      ///< "swap experts 2 and 5 in ..."
-  int layer = -1;        ///< with `experts`
+  bool applied = false;      ///< false: the checkpoint has nothing of the kind to damage
+  std::string what;          ///< "swap experts 2 and 5 in ..."
+  int layer = -1;            ///< with `experts`
   std::vector<int> experts;  ///< the only experts whose numbers changed; empty: not only experts
 };
 

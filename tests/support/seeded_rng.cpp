@@ -33,7 +33,8 @@ float SeededRng::normal(float mean, float deviation) {
 
 std::vector<float> SeededRng::normals(size_t count, float deviation) {
   std::vector<float> values(count);
-  for (float& value : values) value = normal(0.0F, deviation);
+  for (float& value : values)
+    value = normal(0.0F, deviation);
   return values;
 }
 

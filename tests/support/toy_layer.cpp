@@ -92,11 +92,11 @@ std::vector<double> naive_forward(const MoeLayerWeights& weights, const std::vec
       const int32_t expert = topk_ids[static_cast<size_t>(t * top_k + k)];
       if (expert < 0) continue;
       add_mlp(weights.layout, weights.slots.data() + expert * weights.layout.stride_bytes,
-              x.data() + t * h, topk_weights[static_cast<size_t>(t * top_k + k)],
-              y.data() + t * h);
+              x.data() + t * h, topk_weights[static_cast<size_t>(t * top_k + k)], y.data() + t * h);
     }
     if (weights.shared.size() > 0) {
-      add_mlp(weights.shared_layout, weights.shared.data(), x.data() + t * h, 1.0, y.data() + t * h);
+      add_mlp(weights.shared_layout, weights.shared.data(), x.data() + t * h, 1.0,
+              y.data() + t * h);
     }
   }
   return y;
