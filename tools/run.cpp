@@ -54,6 +54,15 @@ std::vector<float> random_hidden_states(int64_t num_tokens, int64_t hidden_size,
   return values;
 }
 
+// Layers that route by token id need some: the ids of the vocabulary in turn.
+std::vector<int32_t> made_up_token_ids(const MoeLayerSpec& spec, int64_t num_tokens) {
+  std::vector<int32_t> ids;
+  for (int64_t t = 0; spec.hash_table && t < num_tokens; ++t) {
+    ids.push_back(static_cast<int32_t>(t % spec.vocab_size));
+  }
+  return ids;
+}
+
 // Tokens of each expert as a bar chart of at most 32 columns, lightest to heaviest.
 std::string histogram(const std::vector<int64_t>& tokens) {
   constexpr std::array<std::string_view, 9> kBars = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
@@ -150,11 +159,6 @@ int run_run(const RunOptions& options) {
   }
   GANTRY_CHECK(!layers.empty(), ErrorCode::kInvalidArgument, "--layers {}: no MoE layer in it",
                options.layers);
-  for (const MoeLayerSpec& spec : layers) {
-    GANTRY_CHECK(!spec.hash_table, ErrorCode::kUnsupported,
-                 "layer {} routes by token id: run it through `verify --reference`, which has ids",
-                 spec.layer);
-  }
   const std::vector<float> hidden =
       options.input.empty()
           ? random_hidden_states(options.tokens, layers[0].hidden_size, options.seed)
@@ -168,6 +172,12 @@ int run_run(const RunOptions& options) {
   run.activations = options.activations == "f32" ? ActivationDType::kF32 : ActivationDType::kBF16;
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens,
                           options.activations, load.threads.resolved_count()));
+  if (parallel.ep_size > 1) {
+    output.text(
+        fmt::format("experts: {}", ExpertMap::create(layers[0].num_experts, parallel.ep_size,
+                                                     options.parallel.parsed_placement())
+                                       .describe()));
+  }
   LoadStats total;
   std::map<int, std::vector<float>> outputs;
   int64_t plan_bytes = 0;
@@ -186,7 +196,8 @@ int run_run(const RunOptions& options) {
   ProgressMeter progress("load", plan_bytes, options.common);
   load.progress = [&](int64_t bytes) { progress.add(bytes); };
   for (const MoeLayerSpec& spec : layers) {
-    const LayerBatch batch{hidden, {}, {}};
+    const std::vector<int32_t> token_ids = made_up_token_ids(spec, num_tokens);
+    const LayerBatch batch{hidden, token_ids, {}};
     const auto results =
         run_layer_on_ranks(model, spec.layer, parallel, options.parallel.parsed_placement(), load,
                            run, &batch, options.repeat);
