@@ -5,6 +5,7 @@
 #include <mutex>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -21,9 +22,11 @@ namespace {
 
 // What a rank shows to the others during one collective.
 struct Posting {
+  std::string_view operation;
   const std::byte* data = nullptr;
-  std::span<const int64_t> sizes;  // bytes for each rank, or of each rank
   size_t total = 0;
+  std::span<const int64_t> sizes = {};  // bytes for each rank, where they differ
+  int root = 0;
 };
 
 // What a rank is woken with when another one failed. A type of its own, so that `run_local_ranks`
@@ -41,16 +44,16 @@ class LocalGroup {
   [[nodiscard]] int size() const noexcept { return size_; }
   Posting& posting(int rank) { return postings_[static_cast<size_t>(rank)]; }
 
-  // Returns when all ranks are here; throws on all of them once the group was aborted. A rank that
-  // meets as a reader calls `finish_reading` afterwards.
-  void meet(bool reads) {
+  // Returns when all ranks are here, each of which then calls `finish_reading`. Throws on all of
+  // them once the group was aborted.
+  void meet() {
     std::unique_lock lock(mutex_);
+    if (left_ >= 0) abort_as(left_, kReturned);
     check_alive();
     const uint64_t generation = generation_;
-    arriving_readers_ += reads ? 1 : 0;
     if (++waiting_ == size_) {
       waiting_ = 0;
-      readers_ = std::exchange(arriving_readers_, 0);
+      readers_ = size_;
       ++generation_;
       everyone_.notify_all();
       return;
@@ -59,8 +62,8 @@ class LocalGroup {
     if (generation_ == generation) check_alive();
   }
 
-  // Returns when all ranks that met as readers are done. Readers never wait for one another while
-  // they read, so this ends even in an aborted group.
+  // Returns when all ranks have read. They never wait for one another while they read, so this ends
+  // even in an aborted group.
   void finish_reading() noexcept {
     std::unique_lock lock(mutex_);
     if (--readers_ == 0) everyone_.notify_all();
@@ -72,19 +75,32 @@ class LocalGroup {
     check_alive();
   }
 
-  void abort(const char* reason) noexcept {
+  void abort(int rank, const char* reason) noexcept {
     const std::scoped_lock lock(mutex_);
+    abort_as(rank, reason);
+  }
+
+  // `rank` takes part in nothing any more: who waits for it would do so for ever.
+  void leave(int rank) noexcept {
+    const std::scoped_lock lock(mutex_);
+    if (left_ < 0) left_ = rank;
+    if (waiting_ > 0) abort_as(rank, kReturned);
+  }
+
+ private:
+  static constexpr const char* kReturned = "it returned while others wait for it";
+
+  void abort_as(int rank, const char* reason) noexcept {
     if (aborted_) return;
     aborted_ = true;
     try {
-      reason_ = reason;
+      reason_ = fmt::format("rank {} failed: {}", rank, reason);
     } catch (...) {
       // Without memory for the reason the ranks still wake up.
     }
     everyone_.notify_all();
   }
 
- private:
   void check_alive() const {
     if (aborted_) throw GroupAborted(reason_);
   }
@@ -94,8 +110,8 @@ class LocalGroup {
   std::mutex mutex_;
   std::condition_variable everyone_;
   int waiting_ = 0;
-  int arriving_readers_ = 0;  // of the ranks that wait
-  int readers_ = 0;           // of the last meeting, that still read
+  int readers_ = 0;  // of the last meeting, that still read
+  int left_ = -1;    // the first rank that returned
   uint64_t generation_ = 0;
   bool aborted_ = false;
   std::string reason_;
@@ -108,23 +124,25 @@ class LocalCommunicator final : public Communicator {
 
   [[nodiscard]] int rank() const noexcept override { return rank_; }
   [[nodiscard]] int size() const noexcept override { return group_->size(); }
-  void barrier() override { group_->meet(/*reads=*/false); }
-  void abort(const char* reason) noexcept override { group_->abort(reason); }
+  void abort(const char* reason) noexcept override { group_->abort(rank_, reason); }
+
+  void barrier() override {
+    exchange({.operation = "barrier"}, [] {});
+  }
 
   void all_gather(std::span<const std::byte> send, std::span<std::byte> receive,
                   std::span<const int64_t> receive_bytes) override {
     check_sizes("all_gather", receive_bytes, receive.size());
     require(send.size() == static_cast<size_t>(receive_bytes[static_cast<size_t>(rank_)]),
-            fmt::format("all_gather: rank {} sends {} bytes, expected {}", rank_, send.size(),
-                        receive_bytes[static_cast<size_t>(rank_)]));
-    exchange({send.data(), receive_bytes, send.size()}, [&] {
+            "all_gather: rank {} sends {} bytes, expected {}", rank_, send.size(),
+            receive_bytes[static_cast<size_t>(rank_)]);
+    exchange({.operation = "all_gather", .data = send.data(), .total = send.size()}, [&] {
       size_t offset = 0;
       for (int from = 0; from < size(); ++from) {
         const Posting& other = group_->posting(from);
         const auto bytes = static_cast<size_t>(receive_bytes[static_cast<size_t>(from)]);
-        require(other.total == bytes,
-                fmt::format("all_gather: rank {} sends {} bytes, rank {} expects {}", from,
-                            other.total, rank_, bytes));
+        require(other.total == bytes, "all_gather: rank {} sends {} bytes, rank {} expects {}",
+                from, other.total, rank_, bytes);
         if (bytes > 0) std::memcpy(receive.data() + offset, other.data, bytes);
         offset += bytes;
       }
@@ -132,12 +150,13 @@ class LocalCommunicator final : public Communicator {
   }
 
   void broadcast(std::span<std::byte> data, int root) override {
-    require(root >= 0 && root < size(), fmt::format("broadcast: root {} of {}", root, size()));
-    exchange({data.data(), {}, data.size()}, [&] {
+    require(root >= 0 && root < size(), "broadcast: root {} of {}", root, size());
+    const Posting mine{
+        .operation = "broadcast", .data = data.data(), .total = data.size(), .root = root};
+    exchange(mine, [&] {
       const Posting& source = group_->posting(root);
-      require(source.total == data.size(),
-              fmt::format("broadcast: rank {} has {} bytes, root {} has {}", rank_, data.size(),
-                          root, source.total));
+      require(source.total == data.size(), "broadcast: rank {} has {} bytes, root {} has {}", rank_,
+              data.size(), root, source.total);
       if (rank_ != root && !data.empty()) std::memcpy(data.data(), source.data, data.size());
     });
   }
@@ -145,12 +164,15 @@ class LocalCommunicator final : public Communicator {
   void all_reduce_sum(std::span<float> data) override {
     // Every rank sums everything in rank order, so all get the same bits.
     sum_.assign(data.size(), 0.0F);
-    exchange({reinterpret_cast<const std::byte*>(data.data()), {}, data.size_bytes()}, [&] {
+    const Posting mine{.operation = "all_reduce_sum",
+                       .data = std::as_bytes(data).data(),
+                       .total = data.size_bytes()};
+    exchange(mine, [&] {
       for (int from = 0; from < size(); ++from) {
         const Posting& other = group_->posting(from);
         require(other.total == data.size_bytes(),
-                fmt::format("all_reduce_sum: rank {} has {} bytes, rank {} has {}", rank_,
-                            data.size_bytes(), from, other.total));
+                "all_reduce_sum: rank {} has {} bytes, rank {} has {}", rank_, data.size_bytes(),
+                from, other.total);
         const auto* values = reinterpret_cast<const float*>(other.data);
         if (from == 0) {
           std::copy_n(values, data.size(), sum_.begin());
@@ -167,15 +189,16 @@ class LocalCommunicator final : public Communicator {
                   std::span<std::byte> receive, std::span<const int64_t> receive_bytes) override {
     check_sizes("all_to_all (send)", send_bytes, send.size());
     check_sizes("all_to_all (receive)", receive_bytes, receive.size());
-    exchange({send.data(), send_bytes, send.size()}, [&] {
+    const Posting mine{
+        .operation = "all_to_all", .data = send.data(), .total = send.size(), .sizes = send_bytes};
+    exchange(mine, [&] {
       size_t offset = 0;
       for (int from = 0; from < size(); ++from) {
         const Posting& other = group_->posting(from);
         const auto bytes = static_cast<size_t>(receive_bytes[static_cast<size_t>(from)]);
         const auto sent = static_cast<size_t>(other.sizes[static_cast<size_t>(rank_)]);
-        require(sent == bytes,
-                fmt::format("all_to_all: rank {} sends {} bytes to rank {}, which expects {}", from,
-                            sent, rank_, bytes));
+        require(sent == bytes, "all_to_all: rank {} sends {} bytes to rank {}, which expects {}",
+                from, sent, rank_, bytes);
         const auto before = other.sizes.first(static_cast<size_t>(rank_));
         const auto begin = std::accumulate(before.begin(), before.end(), int64_t{0});
         if (bytes > 0) std::memcpy(receive.data() + offset, other.data + begin, bytes);
@@ -186,27 +209,43 @@ class LocalCommunicator final : public Communicator {
 
  private:
   // A rank that finds a mistake takes the whole group down with it: peers never wait for ever.
-  void require(bool condition, const std::string& message) {
+  template <typename... Args>
+  void require(bool condition, fmt::format_string<Args...> format, Args&&... args) {
     if (condition) return;
-    group_->abort(message.c_str());
+    const std::string message = fmt::format(format, std::forward<Args>(args)...);
+    group_->abort(rank_, message.c_str());
     fail_with(ErrorCode::kInvalidArgument, message);
   }
 
   void check_sizes(std::string_view what, std::span<const int64_t> sizes, size_t total) {
-    require(sizes.size() == static_cast<size_t>(size()),
-            fmt::format("{}: expected {} sizes, found {}", what, size(), sizes.size()));
-    const bool negative = std::any_of(sizes.begin(), sizes.end(), [](int64_t s) { return s < 0; });
-    const auto sum = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
-    require(!negative && static_cast<size_t>(sum) == total,
-            fmt::format("{}: sizes sum to {}, the buffer has {} bytes", what, sum, total));
+    require(sizes.size() == static_cast<size_t>(size()), "{}: expected {} sizes, found {}", what,
+            size(), sizes.size());
+    // Subtracted, not added: a sum of any sizes could overflow.
+    size_t rest = total;
+    for (const int64_t bytes : sizes) {
+      const bool fits = bytes >= 0 && static_cast<size_t>(bytes) <= rest;
+      require(fits, "{}: a size of {} does not fit, the buffer has {} bytes", what, bytes, total);
+      rest -= static_cast<size_t>(bytes);
+    }
+    require(rest == 0, "{}: sizes sum to {}, the buffer has {} bytes", what, total - rest, total);
+  }
+
+  void check_same_operation(const Posting& mine) {
+    for (int from = 0; from < size(); ++from) {
+      const Posting& other = group_->posting(from);
+      require(other.operation == mine.operation && other.root == mine.root,
+              "ranks disagree: rank {} is in {} (root {}), rank {} in {} (root {})", rank_,
+              mine.operation, mine.root, from, other.operation, other.root);
+    }
   }
 
   // Shows `mine` to all ranks and calls `read` while everybody's posting stands.
   template <typename Read>
   void exchange(const Posting& mine, Read read) {
     group_->posting(rank_) = mine;
-    group_->meet(/*reads=*/true);
+    group_->meet();
     try {
+      check_same_operation(mine);
       read();
     } catch (...) {
       group_->finish_reading();
@@ -238,10 +277,11 @@ void run_local_ranks(int num_ranks, const std::function<void(Communicator& commu
     const auto note_failure = [&](const char* what) {
       errors[static_cast<size_t>(rank)] = std::current_exception();
       is_cause[static_cast<size_t>(rank)] = 1;
-      group->abort(fmt::format("rank {} failed: {}", rank, what).c_str());
+      group->abort(rank, what);
     };
     try {
       body(communicator);
+      group->leave(rank);
     } catch (const GroupAborted&) {
       errors[static_cast<size_t>(rank)] = std::current_exception();
     } catch (const std::exception& error) {
@@ -253,12 +293,15 @@ void run_local_ranks(int num_ranks, const std::function<void(Communicator& commu
   if (num_ranks == 1) {
     run(0);
   } else {
-    std::vector<std::thread> threads;
+    std::vector<std::jthread> threads;  // joins also when not all of them can be started
     threads.reserve(static_cast<size_t>(num_ranks));
-    for (int rank = 0; rank < num_ranks; ++rank)
-      threads.emplace_back(run, rank);
-    for (std::thread& thread : threads)
-      thread.join();
+    try {
+      for (int rank = 0; rank < num_ranks; ++rank)
+        threads.emplace_back(run, rank);
+    } catch (const std::exception& error) {
+      group->abort(static_cast<int>(threads.size()), error.what());
+      throw;
+    }
   }
   // The cause before its consequences.
   for (const bool causes_only : {true, false}) {

@@ -50,18 +50,23 @@ ExchangedTokens TokenExchange::dispatch(std::span<const float> hidden_states,
     own_tokens_ = num_tokens_ = num_tokens;
     return {num_tokens, 0, hidden_states, topk_ids, topk_weights};
   }
-  // One rank of each token group speaks for it; the others hold the same tokens.
-  const bool leads = config_.tp_rank() == 0 && config_.leads_dp_group();
-  const int64_t contributed = leads ? num_tokens : 0;
+  // Every rank says how many tokens it holds, so that all find the same mistake and none waits for
+  // a rank that threw. Then one rank of each token group speaks for it.
   std::vector<int64_t> tokens(static_cast<size_t>(world_->size()));
   const std::vector<int64_t> one_each(tokens.size(), sizeof(int64_t));
-  world_->all_gather(std::as_bytes(std::span(&contributed, 1)),
+  world_->all_gather(std::as_bytes(std::span(&num_tokens, 1)),
                      std::as_writable_bytes(std::span(tokens)), one_each);
-  const int leader = config_.dp_rank() * config_.ep_ranks_per_dp_group() * config_.tp_size;
-  GANTRY_CHECK(tokens[static_cast<size_t>(leader)] == num_tokens, ErrorCode::kInvalidArgument,
-               "dispatch: rank {} has {} tokens, the leader of its token group has {}",
-               config_.rank, num_tokens, tokens[static_cast<size_t>(leader)]);
-  own_begin_ = std::accumulate(tokens.begin(), tokens.begin() + leader, int64_t{0});
+  const auto group_size = static_cast<size_t>(config_.ep_ranks_per_dp_group() * config_.tp_size);
+  for (size_t rank = 0; rank < tokens.size(); ++rank) {
+    const size_t leader = rank / group_size * group_size;
+    if (rank == leader) continue;
+    GANTRY_CHECK(tokens[rank] == tokens[leader], ErrorCode::kInvalidArgument,
+                 "dispatch: rank {} has {} tokens, the leader of its token group has {}", rank,
+                 tokens[rank], tokens[leader]);
+    tokens[rank] = 0;
+  }
+  const auto own_leader = static_cast<ptrdiff_t>(group_size) * config_.dp_rank();
+  own_begin_ = std::accumulate(tokens.begin(), tokens.begin() + own_leader, int64_t{0});
   const auto scaled = [&](int64_t width) {
     std::vector<int64_t> counts = tokens;
     for (int64_t& count : counts)
@@ -74,6 +79,7 @@ ExchangedTokens TokenExchange::dispatch(std::span<const float> hidden_states,
   const int64_t total = std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
   own_tokens_ = num_tokens;
   num_tokens_ = total;
+  const int64_t contributed = tokens[static_cast<size_t>(config_.rank)];
   bytes_received_ += (total - contributed) * (hidden_size_ + 2 * top_k_) * 4;
   return {total, own_begin_, hidden_states_, topk_ids_, topk_weights_};
 }

@@ -192,5 +192,15 @@ TEST(TokenExchangeErrorTest, RefusesRanksOfAGroupThatHoldDifferentTokens) {
                {"rank 3 has 2 tokens", "leader of its token group has 1"});
 }
 
+TEST(TokenExchangeErrorTest, TellsEveryRankOfAGroupThatHoldsDifferentTokens) {
+  run_local_ranks(4, [](Communicator& world) {
+    const ParallelConfig config = {.tp_size = 2, .ep_size = 2, .dp_size = 2, .rank = world.rank()};
+    TokenExchange exchange(config, world, kHidden, kTopK);
+    const Tokens own = make_tokens(0, world.rank() == 3 ? 2 : 1);
+    expect_error([&] { exchange.dispatch(own.hidden_states, own.topk_ids, own.topk_weights); },
+                 ErrorCode::kInvalidArgument, {"rank 3 has 2 tokens"});
+  });
+}
+
 }  // namespace
 }  // namespace gantry::test
