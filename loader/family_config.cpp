@@ -96,8 +96,12 @@ void deepseek_v2(const ConfigReader& config, MoeLayerSpec& layer) {
 }
 
 void glm4_moe(const ConfigReader& config, MoeLayerSpec& layer) {
+  // Relatives that share everything but the defaults of keys that a config may leave out.
+  const std::string type = config.string_or({"model_type"}, "");
+  const double default_scaling = type == "glm4_moe_lite" ? 1.8 : type == "glm_moe_dsa" ? 2.5 : 1.0;
   read_moe_sizes(config, layer);
-  add_sigmoid_bias_router(config, layer, 1.0);
+  add_sigmoid_bias_router(config, layer, default_scaling);
+  layer.routing.renormalize = config.bool_or({"norm_topk_prob"}, type != "dots1");
   add_groups(config, layer, GroupScore::kTopTwoSum, kNegativeInfinity, 1, 1);
   add_shared_experts(config, layer, 1);
 }

@@ -22,6 +22,9 @@ constexpr std::array<std::string_view, 5> kNestedConfigs = {
     "text_config", "language_config", "llm_config", "thinker_config", "language_model_config"};
 
 constexpr int64_t kMaxLayers = 10000;
+// Experts of all layers together. Five times those of the largest models; the tensor map keeps a
+// record of each, so a config alone must not be able to ask for gigabytes.
+constexpr int64_t kMaxExpertsInAll = int64_t{1} << 18;
 
 struct Decoder {
   const json* object;
@@ -209,9 +212,10 @@ void add_notes(const ConfigReader& config, const json& root, MoeModelConfig& mod
 }  // namespace
 
 const MoeLayerSpec* MoeModelConfig::find_layer(int layer) const noexcept {
-  const auto found = std::find_if(layers.begin(), layers.end(),
-                                  [&](const MoeLayerSpec& spec) { return spec.layer == layer; });
-  return found == layers.end() ? nullptr : &*found;
+  const auto found =
+      std::lower_bound(layers.begin(), layers.end(), layer,
+                       [](const MoeLayerSpec& spec, int wanted) { return spec.layer < wanted; });
+  return found == layers.end() || found->layer != layer ? nullptr : &*found;
 }
 
 MoeModelConfig read_moe_config(const std::string& text, const std::string& source) {
@@ -242,12 +246,17 @@ MoeModelConfig read_moe_config(const std::string& text, const std::string& sourc
   add_notes(config, root, model);
 
   const LayerRule rule(config, decoder->model_type);
+  int64_t num_experts = 0;
   for (int layer = 0; layer < model.num_layers; ++layer) {
     if (!rule.is_moe(layer)) continue;
     MoeLayerSpec spec;
     spec.layer = layer;
     decoder->family->read(config.at_layer(layer), spec);
     validate(spec.activation);
+    num_experts += spec.num_named_experts();
+    GANTRY_CHECK(num_experts <= kMaxExpertsInAll, ErrorCode::kFormat,
+                 "{}: expected at most {} experts in all layers together, found more", source,
+                 kMaxExpertsInAll);
     model.layers.push_back(std::move(spec));
   }
   GANTRY_CHECK(!model.layers.empty(), ErrorCode::kFormat,

@@ -203,6 +203,13 @@ TEST(FamilyConfigTest, Glm4MoeHasOneGroupByDefault) {
   EXPECT_EQ(layer.shared.intermediate_size, 24);
 }
 
+TEST(FamilyConfigTest, RelativesOfGlm4MoeHaveDefaultsOfTheirOwn) {
+  EXPECT_EQ(last_layer(deepseek("glm4_moe_lite")).routing.scaling, 1.8F);
+  EXPECT_EQ(last_layer(deepseek("glm_moe_dsa")).routing.scaling, 2.5F);
+  EXPECT_TRUE(last_layer(deepseek("glm4_moe")).routing.renormalize);
+  EXPECT_FALSE(last_layer(deepseek("dots1")).routing.renormalize);
+}
+
 TEST(FamilyConfigTest, Mistral4MasksGroupsOfASoftmaxWithZero) {
   const MoeLayerSpec layer = last_layer(deepseek("mistral4", {{"n_group", 4}, {"topk_group", 2}}));
   EXPECT_EQ(layer.routing.scoring, RouterScoring::kSoftmax);
