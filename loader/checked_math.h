@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <optional>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// a * b, or nothing if the product does not fit.
 [[nodiscard]] inline std::optional<int64_t> checked_mul(int64_t a, int64_t b) noexcept {

@@ -9,9 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/safetensors.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// Where a tensor of a checkpoint is.
 struct CheckpointTensor {

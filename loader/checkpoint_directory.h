@@ -6,7 +6,9 @@
 #include <string_view>
 #include <vector>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// What a checkpoint's directory holds, by file name; nothing is opened.
 struct CheckpointDirectory {

@@ -3,10 +3,11 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/family_spec.h"
 #include "loader/moe_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// The tensors of a layer that are not per expert and must be there: router, biases, shared
 /// experts. Follows from the config alone.

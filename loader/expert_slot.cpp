@@ -2,7 +2,6 @@
 
 #include "kernels/base/buffer.h"
 #include "kernels/base/check.h"
-#include "kernels/base/float_convert.h"
 
 namespace gantry {
 namespace {
@@ -11,12 +10,6 @@ constexpr int64_t kSectionAlignment = static_cast<int64_t>(kBufferAlignment);
 
 int64_t align_up(int64_t bytes) {
   return (bytes + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
-}
-
-std::vector<float> widen(DType dtype, const std::byte* data, int64_t count) {
-  std::vector<float> values(static_cast<size_t>(count));
-  convert_to_f32(data, dtype, count, values.data());
-  return values;
 }
 
 }  // namespace
@@ -43,69 +36,57 @@ SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t interm
     end = align_up(end + bytes);
     return section;
   };
-  const int64_t element = size_of(dtype);
-  layout.w13 = place(layout.w13_rows() * hidden_size * element);
-  layout.w2 = place(hidden_size * intermediate_size * element);
+  layout.w13_panels = {dtype, gated, layout.w13_rows(), hidden_size};
+  layout.w2_panels = {dtype, false, hidden_size, intermediate_size};
+  layout.w13 = place(layout.w13_panels.bytes());
+  layout.w2 = place(layout.w2_panels.bytes());
   layout.b13 = place(bias ? layout.w13_rows() * 4 : 0);
   layout.b2 = place(bias ? hidden_size * 4 : 0);
   layout.stride_bytes = end;
   return layout;
 }
 
-ExpertWeights SlotLayout::w13_weights(const std::byte* slots, int64_t num_slots) const {
-  const auto* b = bias ? reinterpret_cast<const float*>(slots + b13.offset) : nullptr;
-  return {.data = slots + w13.offset,
+PackedExperts SlotLayout::experts(const std::byte* slots, int64_t num_slots) const noexcept {
+  return {.slots = slots,
           .slot_stride_bytes = stride_bytes,
           .num_slots = num_slots,
-          .n = w13_rows(),
-          .k = hidden_size,
-          .dtype = dtype,
-          .layout = packed,
-          .bias = b,
-          .bias_stride_bytes = stride_bytes};
-}
-
-ExpertWeights SlotLayout::w2_weights(const std::byte* slots, int64_t num_slots,
-                                     bool with_bias) const {
-  const auto* b = bias && with_bias ? reinterpret_cast<const float*>(slots + b2.offset) : nullptr;
-  return {.data = slots + w2.offset,
-          .slot_stride_bytes = stride_bytes,
-          .num_slots = num_slots,
-          .n = hidden_size,
-          .k = intermediate_size,
-          .dtype = dtype,
-          .layout = packed,
-          .bias = b,
-          .bias_stride_bytes = stride_bytes};
+          .w13 = w13_panels,
+          .w2 = w2_panels,
+          .w13_offset = w13.offset,
+          .w2_offset = w2.offset,
+          .b13_offset = bias ? b13.offset : -1,
+          .b2_offset = bias ? b2.offset : -1};
 }
 
 SlotTarget slot_target(const SlotLayout& layout, Part part, TensorKind kind) {
   const int64_t j = layout.intermediate_size;
   const int64_t h = layout.hidden_size;
-  const bool is_weight = kind == TensorKind::kWeight;
-  const int64_t element = is_weight ? size_of(layout.dtype) : 4;
-  const DType dtype = is_weight ? layout.dtype : DType::kF32;
-  switch (part) {
-    case Part::kW1:
-      return {is_weight ? layout.w13.offset : layout.b13.offset, j, is_weight ? h : 1, dtype};
-    case Part::kW3: {
-      const SlotSection& section = is_weight ? layout.w13 : layout.b13;
-      return {section.offset + j * (is_weight ? h : 1) * element, j, is_weight ? h : 1, dtype};
-    }
-    case Part::kW2:
-      return {is_weight ? layout.w2.offset : layout.b2.offset, h, is_weight ? j : 1, dtype};
-    default:
-      fail(ErrorCode::kInvalidArgument, "{} has no place in an expert slot", to_string(part));
+  const bool is_w2 = part == Part::kW2;
+  GANTRY_CHECK(is_w2 || part == Part::kW1 || part == Part::kW3, ErrorCode::kInvalidArgument,
+               "{} has no place in an expert slot", to_string(part));
+  const int64_t first_row = part == Part::kW3 ? j : 0;
+  if (kind == TensorKind::kBias) {
+    return {is_w2 ? layout.b2.offset : layout.b13.offset,
+            first_row,
+            is_w2 ? h : j,
+            1,
+            DType::kF32,
+            nullptr};
   }
+  return {is_w2 ? layout.w2.offset : layout.w13.offset,
+          first_row,
+          is_w2 ? h : j,
+          is_w2 ? j : h,
+          layout.dtype,
+          is_w2 ? &layout.w2_panels : &layout.w13_panels};
 }
 
 std::vector<float> read_w13(const SlotLayout& layout, const std::byte* slot) {
-  return widen(layout.dtype, slot + layout.w13.offset, layout.w13_rows() * layout.hidden_size);
+  return unpack_matrix(layout.w13_panels, slot + layout.w13.offset);
 }
 
 std::vector<float> read_w2(const SlotLayout& layout, const std::byte* slot) {
-  return widen(layout.dtype, slot + layout.w2.offset,
-               layout.hidden_size * layout.intermediate_size);
+  return unpack_matrix(layout.w2_panels, slot + layout.w2.offset);
 }
 
 }  // namespace gantry

@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "kernels/base/dtype.h"
-#include "kernels/grouped_gemm/grouped_gemm.h"
+#include "kernels/base/export.h"
+#include "kernels/fused_moe/fused_experts.h"
+#include "kernels/grouped_gemm/packed_layout.h"
 #include "loader/family_spec.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// A byte range of a slot.
 struct SlotSection {
@@ -21,19 +23,20 @@ struct SlotSection {
 /// is loaded, moved between ranks and digested.
 ///
 /// ```
-///   | w13: w1 rows 0..J-1, then w3 rows 0..J-1   [S*J, H] | w2 [H, J] | b13 [S*J] f32 | b2 [H] f32
-///   |
+///   | w13 panels of [S*J, H] | w2 panels of [H, J] | b13 [S*J] f32 | b2 [H] f32 |
 /// ```
-/// J = this rank's part of the intermediate size; S = 2 with a gate, else 1. Every section starts
-/// at a multiple of 256 bytes, and so does the next slot: all slots of a layer share one layout.
-/// Weights keep the checkpoint's dtype; biases are widened to f32.
+/// J = this rank's part of the intermediate size; S = 2 with a gate (w1 rows, then w3 rows),
+/// else 1. The order inside the panels is that of PackedLayout. Every section starts at a multiple
+/// of 256 bytes, and so does the next slot: all slots of a layer share one layout. Weights keep the
+/// checkpoint's dtype; biases are widened to f32. A slot starts as zeros (the padding of panels).
 struct SlotLayout {
   DType dtype = DType::kBF16;
-  PackedLayout packed = PackedLayout::kRowMajor;
   bool gated = true;
   bool bias = false;
   int64_t intermediate_size = 0;  ///< J
   int64_t hidden_size = 0;        ///< H
+  PackedLayout w13_panels;
+  PackedLayout w2_panels;
   SlotSection w13;
   SlotSection w2;
   SlotSection b13;
@@ -45,28 +48,29 @@ struct SlotLayout {
                            int64_t hidden_size);
 
   [[nodiscard]] int64_t w13_rows() const noexcept { return (gated ? 2 : 1) * intermediate_size; }
-  /// Bytes of one slot that hold something, without the gaps of alignment.
+  /// Bytes of one slot that come from the checkpoint: without padding and the gaps of alignment.
   [[nodiscard]] int64_t owned_bytes() const noexcept {
-    return w13.bytes + w2.bytes + b13.bytes + b2.bytes;
+    return (w13_rows() + intermediate_size) * hidden_size * size_of(dtype) + b13.bytes + b2.bytes;
   }
 
-  /// The GEMM operands of `num_slots` slots that start at `slots`.
-  [[nodiscard]] ExpertWeights w13_weights(const std::byte* slots, int64_t num_slots) const;
-  [[nodiscard]] ExpertWeights w2_weights(const std::byte* slots, int64_t num_slots,
-                                         bool with_bias) const;
+  /// What the kernels read of `num_slots` slots that start at `slots`.
+  [[nodiscard]] PackedExperts experts(const std::byte* slots, int64_t num_slots) const noexcept;
 
   friend bool operator==(const SlotLayout& a, const SlotLayout& b) {
-    return a.dtype == b.dtype && a.packed == b.packed && a.gated == b.gated && a.bias == b.bias &&
+    return a.dtype == b.dtype && a.gated == b.gated && a.bias == b.bias &&
            a.intermediate_size == b.intermediate_size && a.hidden_size == b.hidden_size;
   }
 };
 
-/// Where one part of an expert goes inside a slot: a row-major matrix of `rows` x `cols`.
+/// Where one part of an expert goes inside a slot: rows of a packed matrix, or of a bias (which is
+/// a column of f32).
 struct SlotTarget {
-  int64_t offset = 0;  ///< bytes from the start of the slot
+  int64_t offset = 0;     ///< bytes from the start of the slot to the matrix or the bias
+  int64_t first_row = 0;  ///< of the matrix, or element of the bias
   int64_t rows = 0;
   int64_t cols = 0;
   DType dtype = DType::kBF16;
+  const PackedLayout* panels = nullptr;  ///< null for a bias; points into the layout
 };
 
 /// @param part kW1, kW3 or kW2

@@ -1,8 +1,10 @@
 #pragma once
 
+#include "kernels/base/export.h"
+
 // Readers that the family table points at: from a config to what a layer computes. Internal.
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 class ConfigReader;
 struct MoeLayerSpec;

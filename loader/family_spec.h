@@ -7,7 +7,9 @@
 #include <string_view>
 #include <vector>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 class ConfigReader;
 struct MoeLayerSpec;

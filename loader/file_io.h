@@ -6,7 +6,9 @@
 #include <span>
 #include <utility>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// Owns a file descriptor.
 class FileDescriptor {

@@ -4,12 +4,13 @@
 #include <vector>
 
 #include "kernels/base/buffer.h"
+#include "kernels/base/export.h"
 #include "loader/expert_slot.h"
 #include "loader/moe_config.h"
 #include "parallel/expert_map.h"
 #include "parallel/parallel_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// What one rank holds of one MoE layer: its expert slots, and the small tensors beside them.
 struct MoeLayerWeights {

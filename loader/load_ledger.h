@@ -6,9 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/load_report.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// Proves that every owned byte was written exactly once.
 ///

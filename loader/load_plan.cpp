@@ -70,8 +70,10 @@ class Planner {
     const SlotTarget target = slot_target(layout, slot_part, kind);
     for (const int32_t slot : slot_ids) {
       PlannedCopy copy = make_copy(view, slice);
-      copy.destination_cols = target.cols;
+      copy.destination_row = target.first_row;
       copy.destination_dtype = target.dtype;
+      copy.is_bias = target.panels == nullptr;
+      if (!copy.is_bias) copy.panels = *target.panels;
       if (slots != nullptr) {
         copy.destination = slots + slot * layout.stride_bytes + target.offset;
       }

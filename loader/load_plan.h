@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/base/export.h"
+#include "kernels/grouped_gemm/packed_layout.h"
 #include "loader/expert_slot.h"
 #include "loader/load_ledger.h"
 #include "loader/tensor_geometry.h"
@@ -11,7 +13,7 @@
 #include "parallel/expert_map.h"
 #include "parallel/parallel_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// A strided piece of a tensor and where it goes. "Outer" counts the file's rows, "inner" the
 /// elements of one row, both within the expert's slab of the tensor.
@@ -24,8 +26,10 @@ struct PlannedCopy {
   int64_t inner_count = 0;
   bool outer_is_row = true;          ///< file rows are rows of the destination; else its columns
   std::byte* destination = nullptr;  ///< null in plans without memory (inspect, verify)
-  int64_t destination_cols = 0;
+  int64_t destination_row = 0;       ///< row (element of a bias) that the first one goes to
   DType destination_dtype = DType::kBF16;
+  PackedLayout panels;  ///< how a weight is packed; unused for a bias
+  bool is_bias = false;
   int64_t ledger_id = -1;
 };
 

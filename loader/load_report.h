@@ -6,7 +6,9 @@
 #include <string_view>
 #include <vector>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// What is wrong with a checkpoint.
 enum class FindingKind : uint8_t {

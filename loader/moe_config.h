@@ -7,10 +7,11 @@
 
 #include "kernels/activation/activation.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/export.h"
 #include "kernels/topk/topk_routing.h"
 #include "loader/family_spec.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// The shared experts of a layer, as one dense MLP. intermediate_size 0: there are none.
 struct SharedExpertSpec {

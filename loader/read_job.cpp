@@ -20,43 +20,6 @@ struct Chunk {
   DType dtype;
 };
 
-// Copies a strided block with equal dtypes. `Element` is an unsigned integer of the dtype's size.
-template <typename Element>
-void copy_block(const Element* source, int64_t source_row_stride, int64_t source_col_stride,
-                Element* target, int64_t target_cols, int64_t rows, int64_t cols) {
-  if (source_col_stride == 1) {
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(target + r * target_cols, source + r * source_row_stride,
-                  static_cast<size_t>(cols) * sizeof(Element));
-    }
-    return;
-  }
-  // A transpose or interleaving: blocks keep both sides in cache.
-  constexpr int64_t kBlock = 32;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    const int64_t r1 = std::min(rows, r0 + kBlock);
-    for (int64_t c0 = 0; c0 < cols; c0 += kBlock) {
-      const int64_t c1 = std::min(cols, c0 + kBlock);
-      for (int64_t r = r0; r < r1; ++r) {
-        for (int64_t c = c0; c < c1; ++c) {
-          target[r * target_cols + c] = source[r * source_row_stride + c * source_col_stride];
-        }
-      }
-    }
-  }
-}
-
-void widen_block(const Chunk& chunk, int64_t source_offset, int64_t source_row_stride,
-                 int64_t source_col_stride, float* target, int64_t target_cols, int64_t rows,
-                 int64_t cols) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) {
-      target[r * target_cols + c] = load_as_f32(
-          chunk.data, chunk.dtype, source_offset + r * source_row_stride + c * source_col_stride);
-    }
-  }
-}
-
 // Copies what the chunk holds of one planned copy; returns the range of outer indices written.
 RowRange copy_from_chunk(const PlannedCopy& copy, const Chunk& chunk) {
   const auto first_index = [&](int64_t row) {  // first outer index at or after a file row
@@ -72,25 +35,26 @@ RowRange copy_from_chunk(const PlannedCopy& copy, const Chunk& chunk) {
   const int64_t source_offset = first_row * chunk.cols + copy.inner_begin;
   const int64_t outer_stride = copy.outer_step * chunk.cols;
   const int64_t count = end - begin;
-  // In destination terms: rows x cols, with the source's stride along each.
-  const int64_t rows = copy.outer_is_row ? count : copy.inner_count;
-  const int64_t cols = copy.outer_is_row ? copy.inner_count : count;
-  const int64_t row_stride = copy.outer_is_row ? outer_stride : copy.inner_step;
-  const int64_t col_stride = copy.outer_is_row ? copy.inner_step : outer_stride;
-  const int64_t first_element = copy.outer_is_row ? begin * copy.destination_cols : begin;
-
-  std::byte* target = copy.destination + first_element * size_of(copy.destination_dtype);
-  const std::byte* source = chunk.data + source_offset * size_of(chunk.dtype);
-  if (copy.destination_dtype != chunk.dtype) {
-    widen_block(chunk, source_offset, row_stride, col_stride, reinterpret_cast<float*>(target),
-                copy.destination_cols, rows, cols);
-  } else if (size_of(chunk.dtype) == 2) {
-    copy_block(reinterpret_cast<const uint16_t*>(source), row_stride, col_stride,
-               reinterpret_cast<uint16_t*>(target), copy.destination_cols, rows, cols);
-  } else {
-    copy_block(reinterpret_cast<const uint32_t*>(source), row_stride, col_stride,
-               reinterpret_cast<uint32_t*>(target), copy.destination_cols, rows, cols);
+  if (copy.is_bias) {
+    auto* target = reinterpret_cast<float*>(copy.destination) + copy.destination_row;
+    for (int64_t outer = 0; outer < count; ++outer) {
+      for (int64_t inner = 0; inner < copy.inner_count; ++inner) {
+        const int64_t element = copy.outer_is_row ? begin + outer : inner;
+        target[element] =
+            load_as_f32(chunk.data, chunk.dtype,
+                        source_offset + outer * outer_stride + inner * copy.inner_step);
+      }
+    }
+    return {begin, end};
   }
+  // In destination terms: rows x cols, with the source's stride along each.
+  const StridedBlock block{.data = chunk.data + source_offset * size_of(chunk.dtype),
+                           .rows = copy.outer_is_row ? count : copy.inner_count,
+                           .cols = copy.outer_is_row ? copy.inner_count : count,
+                           .row_stride = copy.outer_is_row ? outer_stride : copy.inner_step,
+                           .col_stride = copy.outer_is_row ? copy.inner_step : outer_stride};
+  pack_block(copy.panels, block, copy.destination_row + (copy.outer_is_row ? begin : 0),
+             copy.outer_is_row ? 0 : begin, copy.destination);
   return {begin, end};
 }
 

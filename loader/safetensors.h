@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/export.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// One tensor of a safetensors file, as its header declares it.
 struct TensorInfo {

@@ -4,8 +4,9 @@
 #include <string_view>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/export.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// The name of a dtype in safetensors headers: "BF16", "F8_E4M3" ...
 std::string_view safetensors_name(DType dtype) noexcept;

@@ -6,7 +6,9 @@
 #include <string>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// The index of a checkpoint in several files: `*.safetensors.index.json`.
 struct SafetensorsIndex {

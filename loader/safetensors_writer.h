@@ -8,9 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/safetensors.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// Writes one safetensors file, tensor by tensor, and makes it visible only when it is whole.
 ///

@@ -4,10 +4,11 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/family_spec.h"
 #include "loader/moe_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// A matrix's size in PyTorch's Linear order. A vector has in = 1.
 struct MatrixSize {

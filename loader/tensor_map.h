@@ -8,12 +8,13 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/checkpoint.h"
 #include "loader/family_spec.h"
 #include "loader/load_report.h"
 #include "loader/moe_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// A tensor of the checkpoint that belongs to a MoE layer.
 struct TensorSource {

@@ -4,7 +4,9 @@
 #include <string>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// A name from a file as it may stand in a message: quoted, control characters and bad UTF-8
 /// escaped, cut after 200 bytes.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "kernels/base/export.h"
 #include "kernels/base/parallel_for.h"
 #include "loader/checkpoint.h"
 #include "loader/layer_weights.h"
@@ -11,7 +12,7 @@
 #include "loader/moe_config.h"
 #include "loader/tensor_map.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 struct LoadOptions {
   Threads threads;

@@ -5,7 +5,9 @@
 #include <memory>
 #include <span>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// Moves bytes between the ranks of a group. Every rank calls the same operations in the same
 /// order.

@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "parallel/parallel_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// Which rank holds which expert, in which slot. A plain value: building one needs no
 /// communication.

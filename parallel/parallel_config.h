@@ -3,7 +3,9 @@
 #include <string>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// Where experts live: contiguous ranges of ids, or ids dealt out like cards.
 enum class Placement : unsigned char { kLinear, kRoundRobin };
@@ -33,6 +35,8 @@ struct ParallelConfig {
   [[nodiscard]] bool leads_dp_group() const noexcept {
     return ep_rank() % ep_ranks_per_dp_group() == 0;
   }
+
+  friend bool operator==(const ParallelConfig&, const ParallelConfig&) = default;
 };
 
 /// @throws Error kInvalidArgument naming the size that does not fit

@@ -4,10 +4,11 @@
 #include <span>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "parallel/communicator.h"
 #include "parallel/parallel_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// The tokens that a rank computes on after dispatch, and their routing.
 struct ExchangedTokens {

@@ -2,28 +2,31 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
-#include <vector>
 
 #include "kernels/base/cpu_features.h"
+#include "kernels/base/export.h"
 #include "kernels/base/parallel_for.h"
-#include "kernels/permute/token_permutation.h"
+#include "kernels/grouped_gemm/panel_gemm_kernels.h"
 #include "loader/layer_weights.h"
 #include "parallel/communicator.h"
 #include "parallel/expert_map.h"
 #include "parallel/token_exchange.h"
-#include "runtime/expert_mlp.h"
-#include "runtime/router.h"
+#include "runtime/workspace.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
+
+struct LayerOperands;
 
 struct FusedMoeOptions {
   ActivationDType activations = ActivationDType::kBF16;
   IsaSet isas = host_isas();
+  Avx512Dot avx512_dot = avx512_dot_choice().flavour;
+  /// Only kernels whose result for a row does not depend on how many rows there are. A row's bits
+  /// then depend neither on its batch nor on the number of threads, ranks apart.
+  bool batch_invariant = false;
   Threads threads;
-  /// Longer batches are cut into chunks of this many tokens (not with dp_size > 1, where groups may
-  /// hold different numbers of tokens). Bounds the scratch memory.
-  int64_t max_num_tokens = 4096;
   /// Leaves the shared experts to the caller (who overlaps them with something else, say).
   bool skip_shared_experts = false;
 };
@@ -35,20 +38,12 @@ struct MoeInput {
   /// empty.
   std::span<const float> router_hidden_states{};
   std::span<const float> router_logits{};  // [T, routing.num_experts], or empty: computed
-  std::span<const int32_t> topk_ids{};     // [T, K] logical ids, -1 for none, or empty: computed
+  std::span<const int32_t> topk_ids{};     // [T, K] expert ids, -1 for none, or empty: computed
   std::span<const float> topk_weights{};   // [T, K], with topk_ids
-  std::span<const int32_t> token_ids{};    // [T], for hash routing
-};
-
-/// Times of the last forward call, in microseconds.
-struct ForwardTimes {
-  double route_us = 0.0;
-  double dispatch_us = 0.0;
-  double experts_us = 0.0;
-  double combine_us = 0.0;
-  [[nodiscard]] double total_us() const noexcept {
-    return route_us + dispatch_us + experts_us + combine_us;
-  }
+  /// topk_ids are physical ids (see ExpertMap) of an engine that balances and dispatches itself:
+  /// this rank computes exactly those that it holds.
+  bool physical_ids = false;
+  std::span<const int32_t> token_ids{};  // [T], for hash routing
 };
 
 /// One MoE layer of one rank: routing, dispatch, experts, combine, shared experts.
@@ -57,62 +52,52 @@ struct ForwardTimes {
 ///                         + sum of identity weights * x + [gate(x) *] MLP_shared(x))
 ///
 /// A token's expert outputs are added in ascending logical expert id in f32. Results of a rank do
-/// not depend on the number of threads. Calls on one object must not overlap; different layers may
-/// run at once. With several ranks every rank must call forward in the same order.
+/// not depend on the number of threads.
+///
+/// Threads: a layer of a single rank may run any number of forward calls at once, each with its own
+/// workspace, also while `replace_weights` swaps its weights. With several ranks, every rank must
+/// make the same calls in the same order, one at a time.
 class FusedMoeLayer {
  public:
   /// @param weights moved in
   /// @param world   ranks of weights.parallel; may be null for a single rank; must outlive the
   /// layer
   /// @throws Error kInvalidArgument if weights, map and world do not belong together
+  /// @throws Error kUnsupported if no kernel of `options.isas` reads the weights
   FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMoeOptions options,
                 Communicator* world);
   FusedMoeLayer(const FusedMoeLayer&) = delete;
   FusedMoeLayer& operator=(const FusedMoeLayer&) = delete;
-  ~FusedMoeLayer() = default;
+  ~FusedMoeLayer();
 
+  /// Allocates everything that forward calls of up to `max_num_tokens` tokens a rank need; longer
+  /// batches run in chunks (but not with dp_size > 1, where ranks may hold different numbers).
+  [[nodiscard]] Workspace make_workspace(int64_t max_num_tokens) const;
+
+  /// Runs one batch. Allocates nothing (single rank, not with custom routing).
   /// @param out [T, H] f32, written; must not overlap the input
-  /// @throws Error kInvalidArgument if a size does not fit
-  void forward(const MoeInput& input, std::span<float> out);
+  /// @throws Error kInvalidArgument if a size does not fit, or the workspace is too small
+  void forward(const MoeInput& input, Workspace& workspace, std::span<float> out) const;
 
-  [[nodiscard]] const MoeLayerWeights& weights() const noexcept { return weights_; }
-  [[nodiscard]] const ForwardTimes& last_times() const noexcept { return times_; }
-  /// Tokens that took each logical expert so far, counted on the rank that computes it.
-  [[nodiscard]] std::span<const int64_t> tokens_per_expert() const noexcept {
-    return tokens_per_expert_;
-  }
-  /// The routing of the last (chunk of a) batch of this rank's own tokens.
-  [[nodiscard]] const Routing& last_routing() const noexcept { return routing_; }
+  /// Swaps in newly loaded weights of the same shape. Calls that are running end with the old ones,
+  /// which are released with the last of them; calls that start afterwards see the new ones.
+  /// @throws Error kInvalidArgument if the new weights have another shape or split; then the old
+  ///         ones stay
+  void replace_weights(MoeLayerWeights weights);
+
+  /// The weights in use. They stay valid as long as the pointer is held.
+  [[nodiscard]] std::shared_ptr<const MoeLayerWeights> weights() const;
+  /// The kernel that runs the routed experts.
+  [[nodiscard]] const PanelGemmKernel& kernel() const;
 
  private:
-  void forward_chunk(const MoeInput& input, std::span<float> out);
-  void route(const MoeInput& input, int64_t num_tokens);
-  void run_experts(const ExchangedTokens& tokens);
-  void add_identity_experts(const MoeInput& input, int64_t own_begin);
-  void add_shared_experts(const MoeInput& input, int64_t own_begin);
-  void count_tokens(const ExchangedTokens& tokens);
+  [[nodiscard]] std::shared_ptr<const LayerOperands> operands() const;
 
-  MoeLayerWeights weights_;
   ExpertMap experts_;
   FusedMoeOptions options_;
-  std::unique_ptr<Communicator> self_;
-  TokenExchange exchange_;
-  Router router_;
-  std::vector<int32_t> expert_to_slot_;     // [E] slots that this rank computes
-  std::vector<int64_t> tokens_per_expert_;  // [E]
-  ForwardTimes times_;
-
-  // Scratch, kept between calls.
-  Routing routing_;
-  TokenPermutation permutation_;
-  ExpertMlpScratch mlp_scratch_;
-  std::vector<float> expert_input_;   // [T', He] latent projection of the tokens
-  std::vector<float> rows_;           // [M, He]
-  std::vector<float> row_outputs_;    // [M, He]
-  std::vector<float> latent_sum_;     // [T', He]
-  std::vector<float> partial_;        // [T', H]
-  std::vector<float> shared_rows_;    // [T, H]
-  std::vector<float> shared_output_;  // [T, H]
+  std::unique_ptr<TokenExchange> exchange_;  // with several ranks
+  mutable std::mutex mutex_;                 // of operands_
+  std::shared_ptr<const LayerOperands> operands_;
 };
 
 }  // namespace gantry

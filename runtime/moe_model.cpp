@@ -6,6 +6,11 @@
 #include "kernels/base/check.h"
 
 namespace gantry {
+namespace {
+
+constexpr int64_t kMaxChunkTokens = 4096;  // bounds the workspace: longer batches run in chunks
+
+}  // namespace
 
 MoeModel::MoeModel(const std::filesystem::path& directory, bool names_only)
     : checkpoint_(std::make_unique<Checkpoint>(names_only ? Checkpoint::open_names_only(directory)
@@ -66,13 +71,16 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                                  static_cast<size_t>(tokens.size()));
     }
     result.out.resize(static_cast<size_t>(tokens.size() * h));
+    Workspace workspace = moe.make_workspace(
+        std::clamp<int64_t>((num_tokens + parallel.dp_size - 1) / parallel.dp_size, 1,
+                            parallel.dp_size > 1 ? num_tokens + 1 : kMaxChunkTokens));
     std::vector<ForwardTimes> times;
     for (int i = 0; i < repeat; ++i) {
-      moe.forward(input, result.out);
-      times.push_back(moe.last_times());
+      moe.forward(input, workspace, result.out);
+      times.push_back(workspace.last_times());
       if (i == 0) {
-        result.tokens_per_expert.assign(moe.tokens_per_expert().begin(),
-                                        moe.tokens_per_expert().end());
+        result.tokens_per_expert.assign(workspace.tokens_per_expert().begin(),
+                                        workspace.tokens_per_expert().end());
       }
     }
     std::sort(times.begin(), times.end(), [](const ForwardTimes& a, const ForwardTimes& b) {

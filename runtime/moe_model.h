@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/checkpoint.h"
 #include "loader/load_report.h"
 #include "loader/moe_config.h"
@@ -12,7 +13,7 @@
 #include "loader/weight_loader.h"
 #include "runtime/fused_moe_layer.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// An opened model: checkpoint, config and tensor map together.
 class MoeModel {

@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/moe_config.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// What one MoE block got and gave.
 struct ReferenceBlock {

@@ -19,6 +19,7 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
     LayerBatch batch;
     FusedMoeOptions options;
     options.activations = settings.activations;
+    options.isas = settings.isas;
     options.threads = settings.load.threads;
     if (reference != nullptr) {
       const auto found = reference->blocks.find(spec.layer);

@@ -4,18 +4,19 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/weight_loader.h"
-#include "runtime/expert_mlp.h"
 #include "runtime/moe_model.h"
 #include "runtime/reference.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// How a model is verified.
 struct VerifySettings {
   ParallelConfig parallel;  ///< ranks, simulated as threads
   Placement placement = Placement::kLinear;
   ActivationDType activations = ActivationDType::kF32;
+  IsaSet isas = host_isas();
   double tolerance = 0.0;  ///< largest relative error; 0: default_tolerance(activations)
   LoadOptions load;
 };

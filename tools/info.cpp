@@ -3,7 +3,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/cpu_features.h"
-#include "kernels/grouped_gemm/grouped_gemm_kernels.h"
+#include "kernels/grouped_gemm/panel_gemm_kernels.h"
 #include "loader/family_spec.h"
 #include "tools/commands.h"
 
@@ -25,21 +25,27 @@ int run_info(const CommonOptions& common) {
                         {"cpu", cpu_model_name()},
                         {"cpus", available_cpus()},
                         {"isas", to_string(host)}});
-  output.text("grouped GEMM kernels, best first for each weight dtype (* runs here):");
-  for (const GroupedGemmKernel& kernel : grouped_gemm_kernels()) {
-    const bool available = host.contains(kernel.isa);
-    const bool chosen =
-        available && &select_grouped_gemm(kernel.layout, kernel.dtype, host) == &kernel;
-    const std::string state = chosen      ? "chosen"
-                              : available ? "refused: a better row runs here"
-                                          : fmt::format("refused: needs {}", to_string(kernel.isa));
-    output.text(fmt::format("  {} {:<20} {:<5} {}", chosen ? '*' : ' ', kernel.name,
-                            to_string(kernel.dtype), state));
-    output.event("kernel", {{"name", kernel.name},
-                            {"dtype", to_string(kernel.dtype)},
-                            {"isa", to_string(kernel.isa)},
-                            {"chosen", chosen},
-                            {"state", state}});
+  const Avx512DotChoice& dot = avx512_dot_choice();
+  const std::string_view flavour = dot.flavour == Avx512Dot::kDot ? "bf16" : "fma";
+  output.text(fmt::format("avx512 dot: {} ({})", flavour, dot.reason));
+  output.event("avx512_dot", {{"flavour", flavour}, {"ratio", dot.ratio}, {"reason", dot.reason}});
+  output.text("GEMM kernels by weights and activations, and why the better ones were refused:");
+  for (const DType weights : {DType::kBF16, DType::kF16, DType::kF32}) {
+    for (const auto activations : {ActivationDType::kBF16, ActivationDType::kF32}) {
+      const KernelRequest request{
+          .weights = weights, .activations = activations, .isas = host, .avx512_dot = dot.flavour};
+      const PanelGemmKernel& chosen = select_panel_gemm(request);
+      const std::vector<std::string> refused = refused_panel_gemms(request);
+      output.text(fmt::format("  {:<4} x {:<4}  {}", to_string(weights), to_string(activations),
+                              chosen.name));
+      for (const std::string& reason : refused)
+        output.text(fmt::format("      not {}", reason));
+      output.event("kernel", {{"weights", to_string(weights)},
+                              {"activations", to_string(activations)},
+                              {"name", chosen.name},
+                              {"isa", to_string(chosen.isa)},
+                              {"refused", refused}});
+    }
   }
   output.text("model families (model_type):");
   for (const FamilySpec& family : family_specs()) {

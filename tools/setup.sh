@@ -3,7 +3,7 @@
 #   tools/setup.sh [lint] [fuzz]     lint: clang-format and clang-tidy;  fuzz: clang with libFuzzer
 set -euo pipefail
 
-packages=(g++ cmake ninja-build ccache python3 git
+packages=(g++ cmake ninja-build ccache python3 git pkg-config
           libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev
           libgtest-dev libgmock-dev libbenchmark-dev
           libhwloc-dev libopenmpi-dev openmpi-bin)

@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// The function between the two GEMMs of an expert. Gated kinds take gate a and up u; the others
 /// (`...NoMul`) take a alone, and their w13 holds one projection.

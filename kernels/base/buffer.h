@@ -7,7 +7,9 @@
 #include <type_traits>
 #include <utility>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// Alignment of every buffer: a cache line pair, and enough for any CPU vector or a TMA box.
 inline constexpr size_t kBufferAlignment = 256;

@@ -81,6 +81,8 @@ std::string_view to_string(Isa isa) noexcept {
       return "amx_bf16";
     case Isa::kAmxInt8:
       return "amx_int8";
+    case Isa::kAmxEmulated:
+      return "amx_emulated";
   }
   return "unknown";
 }
@@ -97,7 +99,7 @@ IsaSet IsaSet::capped(Isa cap) const noexcept {
 
 std::string to_string(IsaSet isas) {
   std::string text;
-  for (int i = 0; i <= static_cast<int>(Isa::kAmxInt8); ++i) {
+  for (int i = 0; i <= static_cast<int>(Isa::kAmxEmulated); ++i) {
     if (!isas.contains(static_cast<Isa>(i))) continue;
     if (!text.empty()) text += ' ';
     text += to_string(static_cast<Isa>(i));

@@ -4,17 +4,20 @@
 #include <string>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// Instruction sets that kernels are written for, weakest first.
 enum class Isa : uint8_t {
-  kScalar,      ///< Plain C++, the reference.
-  kAvx2,        ///< AVX2 + FMA + F16C.
-  kAvx512,      ///< AVX-512 F, BW, VL, DQ.
-  kAvx512Bf16,  ///< kAvx512 + AVX512_BF16.
-  kAvx512Vnni,  ///< kAvx512 + AVX512_VNNI.
-  kAmxBf16,     ///< kAvx512Bf16 + AMX-TILE + AMX-BF16, with the kernel's permission.
-  kAmxInt8,     ///< kAvx512Vnni + AMX-TILE + AMX-INT8, with the kernel's permission.
+  kScalar,       ///< Plain C++, the reference.
+  kAvx2,         ///< AVX2 + FMA + F16C.
+  kAvx512,       ///< AVX-512 F, BW, VL, DQ.
+  kAvx512Bf16,   ///< kAvx512 + AVX512_BF16.
+  kAvx512Vnni,   ///< kAvx512 + AVX512_VNNI.
+  kAmxBf16,      ///< kAvx512Bf16 + AMX-TILE + AMX-BF16, with the kernel's permission.
+  kAmxInt8,      ///< kAvx512Vnni + AMX-TILE + AMX-INT8, with the kernel's permission.
+  kAmxEmulated,  ///< The AMX kernels on tiles in plain C++: for tests, never detected.
 };
 
 std::string_view to_string(Isa isa) noexcept;

@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// Element types of tensors, in memory and in safetensors files.
 enum class DType : uint8_t {

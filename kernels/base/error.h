@@ -4,7 +4,9 @@
 #include <string>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// What went wrong, as a caller would branch on it.
 enum class ErrorCode {

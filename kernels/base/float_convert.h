@@ -10,8 +10,9 @@
 #include <cstring>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/export.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 inline float bf16_to_f32(uint16_t bits) noexcept {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);

@@ -3,7 +3,9 @@
 #include <functional>
 #include <string_view>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 enum class LogLevel { kDebug, kInfo, kWarn, kError };
 

@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <functional>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// Runs `body(task)` for every task in [0, num_tasks), on any thread and in any order, and returns
 /// when all are done. `body` is noexcept in effect: it must not throw across the executor.

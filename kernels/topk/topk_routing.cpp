@@ -10,7 +10,7 @@
 #include "kernels/topk/sparsemixer.h"
 
 // One token at a time: scores, selection scores, groups, top-k, weights. The scratch of a token is
-// allocated once a call.
+// the caller's.
 
 namespace gantry {
 namespace {
@@ -29,12 +29,16 @@ struct ByScore {
 
 class TokenRouter {
  public:
-  TokenRouter(const RoutingSpec& spec, const RoutingTensors& tensors)
+  TokenRouter(const RoutingSpec& spec, const RoutingTensors& tensors, TopkScratch& scratch)
       : spec_(spec),
         tensors_(tensors),
-        scores_(static_cast<size_t>(spec.num_experts)),
-        selection_(static_cast<size_t>(spec.num_experts)),
-        order_(static_cast<size_t>(spec.num_experts)) {}
+        scores_(scratch.scores),
+        selection_(scratch.selection),
+        order_(scratch.order),
+        group_scores_(scratch.group_scores),
+        group_order_(scratch.group_order) {
+    scratch.reserve(spec);
+  }
 
   // Ids and weights [top_k] of one token, before zero experts and fused shared experts.
   void route(std::span<const float> logits, std::span<const int32_t> hash_ids,
@@ -100,8 +104,6 @@ class TokenRouter {
   void mask_groups() {
     const auto num_groups = static_cast<size_t>(spec_.num_groups);
     const size_t size = selection_.size() / num_groups;
-    group_scores_.assign(num_groups, 0.0F);
-    group_order_.resize(num_groups);
     std::iota(group_order_.begin(), group_order_.end(), 0);
     for (size_t g = 0; g < num_groups; ++g) {
       float first = kNegativeInfinity;
@@ -174,11 +176,11 @@ class TokenRouter {
 
   const RoutingSpec& spec_;
   const RoutingTensors& tensors_;
-  std::vector<float> scores_;
-  std::vector<float> selection_;
-  std::vector<int32_t> order_;
-  std::vector<float> group_scores_;
-  std::vector<int32_t> group_order_;
+  std::vector<float>& scores_;
+  std::vector<float>& selection_;
+  std::vector<int32_t>& order_;
+  std::vector<float>& group_scores_;
+  std::vector<int32_t>& group_order_;
 };
 
 // What comes after selection, whatever the method: scaling, identity experts, fused shared experts.
@@ -220,6 +222,17 @@ std::span<const int32_t> hash_ids(const RoutingSpec& spec, const RoutingTensors&
 }
 
 }  // namespace
+
+void TopkScratch::reserve(const RoutingSpec& spec) {
+  const auto experts = static_cast<size_t>(spec.num_experts);
+  scores.resize(experts);
+  selection.resize(experts);
+  order.resize(experts);
+  const size_t groups =
+      spec.group_score == GroupScore::kNone ? 0 : static_cast<size_t>(spec.num_groups);
+  group_scores.resize(groups);
+  group_order.resize(groups);
+}
 
 void validate(const RoutingSpec& spec, const RoutingTensors& tensors) {
   const auto check = [](bool ok, std::string_view what, int64_t found) {
@@ -266,7 +279,7 @@ void validate(const RoutingSpec& spec, const RoutingTensors& tensors) {
 void topk_routing(const RoutingSpec& spec, const RoutingTensors& tensors,
                   std::span<const float> logits, std::span<const int32_t> token_ids,
                   std::span<int32_t> topk_ids, std::span<float> topk_weights,
-                  std::span<float> identity_weights) {
+                  std::span<float> identity_weights, TopkScratch& scratch) {
   validate(spec, tensors);
   const auto experts = static_cast<size_t>(spec.num_experts);
   const auto slots = static_cast<size_t>(spec.num_slots());
@@ -296,7 +309,7 @@ void topk_routing(const RoutingSpec& spec, const RoutingTensors& tensors,
                    spec.num_experts - 1, id);
     }
   }
-  TokenRouter router(spec, tensors);
+  TokenRouter router(spec, tensors, scratch);
   for (size_t t = 0; t < num_tokens; ++t) {
     const auto z = logits.subspan(t * experts, experts);
     const auto ids = topk_ids.subspan(t * slots, slots);

@@ -3,8 +3,11 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <vector>
 
-namespace gantry {
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
 
 /// How logits z become scores s, per token.
 enum class RouterScoring : uint8_t {
@@ -80,6 +83,18 @@ struct RoutingTensors {
 /// @throws Error kInvalidArgument naming the field
 void validate(const RoutingSpec& spec, const RoutingTensors& tensors);
 
+/// What one token's selection works on, kept between calls so that routing does not allocate.
+struct TopkScratch {
+  std::vector<float> scores;
+  std::vector<float> selection;
+  std::vector<int32_t> order;
+  std::vector<float> group_scores;
+  std::vector<int32_t> group_order;
+
+  /// Makes room for a spec; calls with it then do not allocate.
+  void reserve(const RoutingSpec& spec);
+};
+
 /// Routes tokens: from logits to the experts that each token takes and their weights.
 ///
 /// All arithmetic is f32. A token's result does not depend on the other tokens. NaN logits select
@@ -90,11 +105,12 @@ void validate(const RoutingSpec& spec, const RoutingTensors& tensors);
 /// @param topk_ids      [T, num_slots()] int32, written
 /// @param topk_weights  [T, num_slots()] f32, written
 /// @param identity_weights [T] f32, written where num_zero_experts > 0 (else may be empty)
+/// @param scratch       any; only kCustom allocates besides it
 /// @throws Error kInvalidArgument if a size does not fit, or a hash-table id is out of range
 /// @source the router formulas of vLLM 0.32 and of the Transformers 5.17 modules of each family
 void topk_routing(const RoutingSpec& spec, const RoutingTensors& tensors,
                   std::span<const float> logits, std::span<const int32_t> token_ids,
                   std::span<int32_t> topk_ids, std::span<float> topk_weights,
-                  std::span<float> identity_weights);
+                  std::span<float> identity_weights, TopkScratch& scratch);
 
 }  // namespace gantry

@@ -23,7 +23,9 @@ inline Routed run_routing(const RoutingSpec& spec, const RoutingTensors& tensors
   Routed routed{.ids = std::vector<int32_t>(num_values, -77),
                 .weights = std::vector<float>(num_values, -77.0F),
                 .identity = std::vector<float>(spec.num_zero_experts > 0 ? num_tokens : 0, -77.0F)};
-  topk_routing(spec, tensors, logits, token_ids, routed.ids, routed.weights, routed.identity);
+  TopkScratch scratch;
+  topk_routing(spec, tensors, logits, token_ids, routed.ids, routed.weights, routed.identity,
+               scratch);
   return routed;
 }
 

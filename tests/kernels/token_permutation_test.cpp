@@ -3,9 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <map>
 #include <numeric>
-#include <string>
 #include <vector>
 
 #include "tests/support/expect_error.h"
@@ -15,7 +13,6 @@ namespace gantry::test {
 namespace {
 
 using Ids = std::vector<int32_t>;
-using Floats = std::vector<float>;
 
 Ids identity_slots(int32_t num_experts) {
   Ids slots(static_cast<size_t>(num_experts));
@@ -37,23 +34,18 @@ TEST(TokenPermutationTest, SortsAWorkedExample) {
   EXPECT_EQ(p.expert_offsets, (Ids{0, 2, 4}));
   EXPECT_EQ(p.row_token, (Ids{0, 1, 0, 2}));
   EXPECT_EQ(p.row_choice, (Ids{0, 3, 1, 4}));
-  EXPECT_EQ(p.token_offsets, (Ids{0, 2, 3, 4}));
-  // Token 0 adds expert 0 (row 2) before expert 2 (row 0), whatever their slots.
-  EXPECT_EQ(p.token_rows, (Ids{2, 0, 1, 3}));
 }
 
 TEST(TokenPermutationTest, TakesNoTokens) {
   const TokenPermutation p = permute({}, 4, identity_slots(3), 3);
   EXPECT_EQ(p.num_rows(), 0);
   EXPECT_EQ(p.expert_offsets, Ids(4, 0));
-  EXPECT_EQ(p.token_offsets, Ids{0});
 }
 
 TEST(TokenPermutationTest, TakesARankWithoutExperts) {
   const TokenPermutation p = permute({0, 1}, 1, {-1, -1}, 0);
   EXPECT_EQ(p.num_rows(), 0);
   EXPECT_EQ(p.expert_offsets, Ids{0});
-  EXPECT_EQ(p.token_offsets, (Ids{0, 0, 0}));
 }
 
 TEST(TokenPermutationTest, AllMinusOneGivesNoRows) {
@@ -70,7 +62,6 @@ TEST(TokenPermutationTest, AnExpertNamedTwiceGetsTwoRows) {
   const TokenPermutation p = permute({1, 1}, 2, identity_slots(2), 2);
   EXPECT_EQ(p.row_token, (Ids{0, 0}));
   EXPECT_EQ(p.row_choice, (Ids{0, 1}));
-  EXPECT_EQ(p.token_rows, (Ids{0, 1}));
 }
 
 TEST(TokenPermutationTest, ForgetsTheBatchBefore) {
@@ -79,8 +70,6 @@ TEST(TokenPermutationTest, ForgetsTheBatchBefore) {
   permute_tokens(Ids{2}, 1, 1, identity_slots(3), 3, p);
   EXPECT_EQ(p.expert_offsets, (Ids{0, 0, 0, 1}));
   EXPECT_EQ(p.row_token, Ids{0});
-  EXPECT_EQ(p.token_rows, Ids{0});
-  EXPECT_EQ(p.token_offsets, (Ids{0, 1}));
 }
 
 // Random batches with experts of other ranks, absent choices and duplicates.
@@ -88,7 +77,6 @@ class TokenPermutationPropertyTest : public testing::TestWithParam<int> {
  protected:
   static constexpr int64_t kExperts = 23;
   static constexpr int64_t kTopK = 4;
-  static constexpr size_t kHidden = 5;
 
   TokenPermutationPropertyTest() : rng(static_cast<uint64_t>(GetParam())) {
     num_tokens = rng.integer(1, 200);
@@ -124,7 +112,6 @@ TEST_P(TokenPermutationPropertyTest, EveryLocalChoiceHasExactlyOneRow) {
   std::sort(rows.begin(), rows.end());
   EXPECT_EQ(rows, local);
   EXPECT_EQ(permutation.expert_offsets.back(), static_cast<int32_t>(local.size()));
-  EXPECT_EQ(permutation.token_offsets.back(), static_cast<int32_t>(local.size()));
 }
 
 TEST_P(TokenPermutationPropertyTest, RowsLieInTheirSlotInAscendingOrder) {
@@ -142,80 +129,18 @@ TEST_P(TokenPermutationPropertyTest, RowsLieInTheirSlotInAscendingOrder) {
   }
 }
 
-TEST_P(TokenPermutationPropertyTest, TokenRowsAscendByLogicalExpertThenChoice) {
-  for (size_t token = 0; token < static_cast<size_t>(num_tokens); ++token) {
-    std::multimap<int32_t, int32_t> expected;  // keeps the order of insertion among equal ids
-    for (int32_t k = 0; k < kTopK; ++k) {
-      const auto choice = static_cast<int32_t>(token * kTopK) + k;
-      if (slot_of_choice(choice) >= 0) {
-        expected.emplace(topk_ids[static_cast<size_t>(choice)], choice);
-      }
-    }
-    auto at = static_cast<size_t>(permutation.token_offsets[token]);
-    for (const auto& [id, choice] : expected) {
-      const auto row = static_cast<size_t>(permutation.token_rows[at++]);
-      EXPECT_EQ(permutation.row_choice[row], choice);
-    }
-    EXPECT_EQ(at, static_cast<size_t>(permutation.token_offsets[token + 1]));
-  }
-}
-
-TEST_P(TokenPermutationPropertyTest, GatherThenReduceCountsEachTokensRows) {
-  const Floats x = rng.normals(static_cast<size_t>(num_tokens) * kHidden);
-  Floats rows(static_cast<size_t>(permutation.num_rows()) * kHidden);
-  gather_rows(permutation, x, kHidden, {}, rows);
-  Floats out(x.size(), 0.0F);
-  unpermute_and_reduce(permutation, rows, kHidden, {}, out);
-  for (size_t i = 0; i < out.size(); ++i) {
-    const size_t token = i / kHidden;
-    const int32_t count = permutation.token_offsets[token + 1] - permutation.token_offsets[token];
-    float expected = 0.0F;
-    for (int32_t n = 0; n < count; ++n)
-      expected += x[i];
-    ASSERT_EQ(out[i], expected);
-  }
-}
-
-TEST_P(TokenPermutationPropertyTest, ReduceAddsWeightedRowsInLogicalOrderToWhatIsThere) {
-  const Floats rows = rng.normals(static_cast<size_t>(permutation.num_rows()) * kHidden);
-  const Floats weights = rng.normals(topk_ids.size());
-  const Floats before = rng.normals(static_cast<size_t>(num_tokens) * kHidden);
-  Floats out = before;
-  unpermute_and_reduce(permutation, rows, kHidden, weights, out);
-  Ids row_of_choice(topk_ids.size(), -1);
-  for (size_t r = 0; r < permutation.row_choice.size(); ++r) {
-    row_of_choice[static_cast<size_t>(permutation.row_choice[r])] = static_cast<int32_t>(r);
-  }
-  for (size_t token = 0; token < static_cast<size_t>(num_tokens); ++token) {
-    for (size_t h = 0; h < kHidden; ++h) {
-      double expected = before[token * kHidden + h];
-      for (size_t choice = token * kTopK; choice < (token + 1) * kTopK; ++choice) {
-        const int32_t row = row_of_choice[choice];
-        if (row < 0) continue;
-        expected +=
-            static_cast<double>(weights[choice]) * rows[static_cast<size_t>(row) * kHidden + h];
-      }
-      ASSERT_NEAR(out[token * kHidden + h], expected, 1e-5);
-    }
-  }
-}
-
 INSTANTIATE_TEST_SUITE_P(Seeds, TokenPermutationPropertyTest, testing::Range(1, 9));
 
-TEST(GatherRowsTest, ScalesEachRowByTheWeightOfItsChoice) {
-  const TokenPermutation p = permute({1, 0, 0, -1}, 2, identity_slots(2), 2);
-  Floats rows(3 * 2);
-  gather_rows(p, Floats{1, 2, 3, 4}, 2, Floats{0.5F, 2, 4, 100}, rows);
-  EXPECT_EQ(rows, (Floats{2, 4, 12, 16, 0.5F, 1}));
-}
-
-TEST(UnpermuteTest, FloatSumsFollowTheLogicalIdsNotTheSlots) {
-  // 1e8 + 1 - 1e8 is 0 in f32 in this order and 1 in any where the large ones meet first.
-  const TokenPermutation p = permute({2, 0, 1}, 3, {2, 0, 1}, 3);
-  const Floats rows = {1.0F, -1e8F, 1e8F};  // slots 0, 1, 2 hold experts 1, 2, 0
-  Floats out = {0.0F};
-  unpermute_and_reduce(p, rows, 1, {}, out);
-  EXPECT_EQ(out[0], 0.0F);
+TEST(TokenPermutationTest, DoesNotAllocateWithinWhatWasReserved) {
+  TokenPermutation p;
+  p.reserve(40, 6);
+  const int32_t* tokens = p.row_token.data();
+  const int32_t* choices = p.row_choice.data();
+  const int32_t* offsets = p.expert_offsets.data();
+  permute_tokens(Ids(40, 1), 20, 2, identity_slots(6), 6, p);
+  EXPECT_EQ(p.row_token.data(), tokens);
+  EXPECT_EQ(p.row_choice.data(), choices);
+  EXPECT_EQ(p.expert_offsets.data(), offsets);
 }
 
 TEST(TokenPermutationErrorTest, RefusesIdsSlotsAndSizesOutOfRange) {

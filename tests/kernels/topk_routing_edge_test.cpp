@@ -193,6 +193,26 @@ TEST(TopkRoutingNanSelectionTest, NanSelectsLikeMinusInfinity) {
   EXPECT_EQ(run_routing(spec_of(kSigmoid, 4, 3), {}, Floats{kNan, 1, 3, 2}).ids, (Ids{2, 3, 1}));
 }
 
+TEST(TopkRoutingScratchTest, WhatItHeldBeforeDoesNotMatter) {
+  SeededRng rng;
+  SCOPED_TRACE("seed " + std::to_string(rng.seed()));
+  RoutingSpec spec = spec_of(kSigmoid, 24, 4);
+  spec.group_score = GroupScore::kTopTwoSum;
+  spec.num_groups = 4;
+  spec.topk_group = 2;
+  const Floats logits = rng.normals(3 * 24);
+  const Routed fresh = run_routing(spec, {}, logits);
+  for (const size_t size : {size_t{1}, size_t{500}}) {
+    TopkScratch used{Floats(size, kNan), Floats(size, kNan), Ids(size, -9), Floats(size, kNan),
+                     Ids(size, -9)};
+    Ids ids(12);
+    Floats weights(12);
+    topk_routing(spec, {}, logits, {}, ids, weights, {}, used);
+    EXPECT_EQ(ids, fresh.ids);
+    EXPECT_EQ(weights, fresh.weights);
+  }
+}
+
 TEST(HashRoutingTest, IdsComeFromTheTableAndWeightsFromTheScores) {
   RoutingSpec spec = spec_of(kSqrtSoftplus, 9, 3);
   spec.method = RoutingMethod::kHash;

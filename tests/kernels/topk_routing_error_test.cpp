@@ -115,8 +115,9 @@ TEST(RoutingTensorSizeTest, HashTableHasWholeRows) {
 class RoutingBufferTest : public testing::Test {
  protected:
   void expect_refused(std::string_view name) {
-    expect_error([&] { topk_routing(spec, tensors, logits, token_ids, ids, weights, identity); },
-                 ErrorCode::kInvalidArgument, {name});
+    expect_error(
+        [&] { topk_routing(spec, tensors, logits, token_ids, ids, weights, identity, scratch); },
+        ErrorCode::kInvalidArgument, {name});
   }
 
   RoutingSpec spec = good_spec();
@@ -127,6 +128,7 @@ class RoutingBufferTest : public testing::Test {
   std::vector<int32_t> ids = std::vector<int32_t>(8);
   std::vector<float> weights = std::vector<float>(8);
   std::vector<float> identity;
+  TopkScratch scratch;
 };
 
 TEST_F(RoutingBufferTest, RefusesAPartOfAToken) {

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "kernels/base/buffer.h"
-#include "kernels/base/float_convert.h"
 #include "tests/support/expect_error.h"
 
 namespace gantry::test {
@@ -28,15 +27,20 @@ class SlotLayoutTest : public testing::TestWithParam<SlotCase> {
 };
 
 TEST_P(SlotLayoutTest, HasSectionsOfTheRightSize) {
+  const auto round_up = [](int64_t value, int64_t step) {
+    return (value + step - 1) / step * step;
+  };
   const int64_t element = size_of(c.dtype);
   const int64_t rows = (c.gated ? 2 : 1) * c.intermediate;
   EXPECT_EQ(layout.w13_rows(), rows);
-  EXPECT_EQ(layout.w13.bytes, rows * c.hidden * element);
-  EXPECT_EQ(layout.w2.bytes, c.hidden * c.intermediate * element);
+  // Panels of 32 rows (of a gated matrix: 16 of each half), k in steps of 32.
+  const int64_t padded = c.gated ? 2 * round_up(c.intermediate, 16) : round_up(c.intermediate, 32);
+  EXPECT_EQ(layout.w13.bytes, padded * round_up(c.hidden, 32) * element);
+  EXPECT_EQ(layout.w2.bytes, round_up(c.hidden, 32) * round_up(c.intermediate, 32) * element);
   EXPECT_EQ(layout.b13.bytes, c.bias ? rows * 4 : 0);
   EXPECT_EQ(layout.b2.bytes, c.bias ? c.hidden * 4 : 0);
   EXPECT_EQ(layout.owned_bytes(),
-            layout.w13.bytes + layout.w2.bytes + layout.b13.bytes + layout.b2.bytes);
+            (rows + c.intermediate) * c.hidden * element + layout.b13.bytes + layout.b2.bytes);
 }
 
 TEST_P(SlotLayoutTest, AlignsSectionsAndSlotsTo256Bytes) {
@@ -52,7 +56,10 @@ TEST_P(SlotLayoutTest, HasNoSectionThatOverlapsTheNext) {
     EXPECT_LE(sections[i].offset + sections[i].bytes, sections[i + 1].offset);
   }
   EXPECT_LE(layout.b2.offset + layout.b2.bytes, layout.stride_bytes);
-  EXPECT_LT(layout.stride_bytes, layout.owned_bytes() + 4 * 256);
+  int64_t bytes = 0;
+  for (const SlotSection& section : sections)
+    bytes += section.bytes;
+  EXPECT_LT(layout.stride_bytes, bytes + 4 * 256);
 }
 
 TEST_P(SlotLayoutTest, SplitsW13IntoGateThenUp) {
@@ -60,13 +67,15 @@ TEST_P(SlotLayoutTest, SplitsW13IntoGateThenUp) {
     if (kind == TensorKind::kBias && !c.bias) continue;
     const SlotTarget w1 = slot_target(layout, Part::kW1, kind);
     const SlotSection& section = kind == TensorKind::kWeight ? layout.w13 : layout.b13;
-    const int64_t row_bytes = w1.cols * size_of(w1.dtype);
     EXPECT_EQ(w1.offset, section.offset);
+    EXPECT_EQ(w1.first_row, 0);
     EXPECT_EQ(w1.rows, c.intermediate);
+    EXPECT_EQ(w1.panels == nullptr, kind == TensorKind::kBias);
     if (!c.gated) continue;
     const SlotTarget w3 = slot_target(layout, Part::kW3, kind);
-    EXPECT_EQ(w3.offset, w1.offset + w1.rows * row_bytes);
-    EXPECT_EQ(w3.offset + w3.rows * row_bytes, section.offset + section.bytes);
+    EXPECT_EQ(w3.offset, section.offset);
+    EXPECT_EQ(w3.first_row, c.intermediate);
+    EXPECT_EQ(w3.first_row + w3.rows, layout.w13_rows());
   }
 }
 
@@ -81,24 +90,23 @@ TEST_P(SlotLayoutTest, ReadsBackWhatWasWritten) {
   for (size_t i = 0; i < w2.size(); ++i)
     w2[i] = -static_cast<float>(i % 241);
   ByteBuffer slot(static_cast<size_t>(layout.stride_bytes));
-  convert_from_f32(w13.data(), w13_count, c.dtype, slot.data() + layout.w13.offset);
-  convert_from_f32(w2.data(), w2_count, c.dtype, slot.data() + layout.w2.offset);
+  pack_matrix(layout.w13_panels, w13.data(), slot.data() + layout.w13.offset);
+  pack_matrix(layout.w2_panels, w2.data(), slot.data() + layout.w2.offset);
   EXPECT_EQ(read_w13(layout, slot.data()), w13);
   EXPECT_EQ(read_w2(layout, slot.data()), w2);
 }
 
 TEST_P(SlotLayoutTest, GivesTheOperandsOfTheGemms) {
   ByteBuffer slots(static_cast<size_t>(3 * layout.stride_bytes));
-  const ExpertWeights w13 = layout.w13_weights(slots.data(), 3);
-  EXPECT_EQ(w13.n, layout.w13_rows());
-  EXPECT_EQ(w13.k, c.hidden);
-  EXPECT_EQ(w13.slot_stride_bytes, layout.stride_bytes);
-  EXPECT_EQ(w13.bias != nullptr, c.bias);
-  const ExpertWeights w2 = layout.w2_weights(slots.data(), 3, /*with_bias=*/true);
-  EXPECT_EQ(w2.n, c.hidden);
-  EXPECT_EQ(w2.k, c.intermediate);
-  EXPECT_EQ(w2.bias != nullptr, c.bias);
-  EXPECT_EQ(layout.w2_weights(slots.data(), 3, /*with_bias=*/false).bias, nullptr);
+  const PackedExperts experts = layout.experts(slots.data(), 3);
+  EXPECT_EQ(experts.num_slots, 3);
+  EXPECT_EQ(experts.hidden_size(), c.hidden);
+  EXPECT_EQ(experts.intermediate_size(), c.intermediate);
+  EXPECT_EQ(experts.w13.n, layout.w13_rows());
+  EXPECT_EQ(experts.w13.gated, c.gated);
+  EXPECT_EQ(experts.slot_stride_bytes, layout.stride_bytes);
+  EXPECT_EQ(experts.b13_offset >= 0, c.bias);
+  EXPECT_EQ(experts.b2_offset >= 0, c.bias);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, SlotLayoutTest,

@@ -37,9 +37,11 @@ class FusedMoeLayerTest : public testing::Test {
     return std::make_unique<FusedMoeLayer>(toy.weights(weights_rng), toy.expert_map(), options,
                                            nullptr);
   }
-  std::vector<float> run(FusedMoeLayer& layer, const MoeInput& input) {
+  std::vector<float> run(const FusedMoeLayer& layer, const MoeInput& input,
+                         int64_t max_num_tokens = 128) {
     std::vector<float> out(input.hidden_states.size(), -1.0F);
-    layer.forward(input, out);
+    workspace_ = layer.make_workspace(max_num_tokens);
+    layer.forward(input, workspace_, out);
     return out;
   }
   std::vector<float> tokens(const ToyLayer& toy, int64_t count) {
@@ -47,6 +49,7 @@ class FusedMoeLayerTest : public testing::Test {
   }
 
   SeededRng rng_;
+  Workspace workspace_;  // of the last run
 };
 
 TEST_F(FusedMoeLayerTest, MatchesTheNaiveLoopsForExternalIdsAndWeights) {
@@ -57,7 +60,7 @@ TEST_F(FusedMoeLayerTest, MatchesTheNaiveLoopsForExternalIdsAndWeights) {
   const std::vector<float> weights = {0.5F, 0.25F, 1.0F, -2.0F, 9.0F, 0.1F, 0.7F, 9.0F, 1.0F, 1.0F};
   const std::vector<float> y =
       run(*layer, {.hidden_states = x, .topk_ids = ids, .topk_weights = weights});
-  EXPECT_LE(error_of(y, naive_forward(layer->weights(), x, ids, weights, 2)), kF32Limit);
+  EXPECT_LE(error_of(y, naive_forward(*layer->weights(), x, ids, weights, 2)), kF32Limit);
   for (int64_t i = 0; i < toy.hidden_size; ++i) {
     EXPECT_EQ(y[static_cast<size_t>(4 * toy.hidden_size + i)], 0.0F) << "a token without experts";
   }
@@ -71,7 +74,7 @@ TEST_F(FusedMoeLayerTest, AddsSharedExpertsToEveryToken) {
   const std::vector<float> weights = {0.5F, 0.5F, 0.0F, 0.0F, 0.3F, 0.2F};
   const std::vector<float> y =
       run(*layer, {.hidden_states = x, .topk_ids = ids, .topk_weights = weights});
-  EXPECT_LE(error_of(y, naive_forward(layer->weights(), x, ids, weights, 2)), kF32Limit);
+  EXPECT_LE(error_of(y, naive_forward(*layer->weights(), x, ids, weights, 2)), kF32Limit);
 }
 
 TEST_F(FusedMoeLayerTest, TakesAllTokensOnOneExpert) {
@@ -84,9 +87,9 @@ TEST_F(FusedMoeLayerTest, TakesAllTokensOnOneExpert) {
   const std::vector<float> weights(ids.size(), 1.0F);
   const std::vector<float> y =
       run(*layer, {.hidden_states = x, .topk_ids = ids, .topk_weights = weights});
-  EXPECT_LE(error_of(y, naive_forward(layer->weights(), x, ids, weights, 2)), kF32Limit);
-  EXPECT_EQ(layer->tokens_per_expert()[3], 70);
-  EXPECT_EQ(layer->tokens_per_expert()[0], 0);
+  EXPECT_LE(error_of(y, naive_forward(*layer->weights(), x, ids, weights, 2)), kF32Limit);
+  EXPECT_EQ(workspace_.tokens_per_expert()[3], 70);
+  EXPECT_EQ(workspace_.tokens_per_expert()[0], 0);
 }
 
 TEST_F(FusedMoeLayerTest, TakesNoTokens) {
@@ -100,7 +103,7 @@ TEST_F(FusedMoeLayerTest, GivenLogitsRouteLikeComputedOnes) {
   const auto layer = make_layer(toy, f32_options());
   const std::vector<float> x = tokens(toy, 9);
   const std::vector<float> expected = run(*layer, {.hidden_states = x});
-  const std::vector<float> logits = layer->last_routing().logits;
+  const std::vector<float> logits = workspace_.last_routing().logits;
   EXPECT_EQ(run(*layer, {.hidden_states = x, .router_logits = logits}), expected);
 }
 
@@ -119,11 +122,9 @@ TEST_F(FusedMoeLayerTest, ARowDoesNotDependOnItsBatch) {
 
 TEST_F(FusedMoeLayerTest, ChunksOfALongBatchGiveTheSameBits) {
   const ToyLayer toy;
-  FusedMoeOptions chunked = f32_options();
-  chunked.max_num_tokens = 7;
+  const auto layer = make_layer(toy, f32_options());
   const std::vector<float> x = tokens(toy, 50);
-  EXPECT_EQ(run(*make_layer(toy, chunked), {.hidden_states = x}),
-            run(*make_layer(toy, f32_options()), {.hidden_states = x}));
+  EXPECT_EQ(run(*layer, {.hidden_states = x}, 7), run(*layer, {.hidden_states = x}));
 }
 
 TEST_F(FusedMoeLayerTest, TheNumberOfThreadsDoesNotChangeABit) {
@@ -185,17 +186,24 @@ TEST_F(FusedMoeLayerTest, RefusesSizesThatDoNotFit) {
   const auto layer = make_layer(toy, f32_options());
   const std::vector<float> x = tokens(toy, 2);
   std::vector<float> out(x.size());
+  Workspace workspace = layer->make_workspace(4);
   const std::vector<int32_t> ids = {0, 1, 2, 3};
   const std::vector<float> weights = {1.0F};
-  expect_error([&] { layer->forward({.hidden_states = std::span(x).first(5)}, out); },
+  expect_error([&] { layer->forward({.hidden_states = std::span(x).first(5)}, workspace, out); },
                ErrorCode::kInvalidArgument, {"hidden states"});
-  expect_error([&] { layer->forward({.hidden_states = x, .topk_ids = ids}, out); },
+  expect_error([&] { layer->forward({.hidden_states = x, .topk_ids = ids}, workspace, out); },
                ErrorCode::kInvalidArgument, {"topk_weights"});
   const std::vector<int32_t> bad_ids = {0, 1, 2, 6};
   const std::vector<float> four(4, 1.0F);
   expect_error(
-      [&] { layer->forward({.hidden_states = x, .topk_ids = bad_ids, .topk_weights = four}, out); },
+      [&] {
+        layer->forward({.hidden_states = x, .topk_ids = bad_ids, .topk_weights = four}, workspace,
+                       out);
+      },
       ErrorCode::kInvalidArgument, {"expert id"});
+  Workspace none;
+  expect_error([&] { layer->forward({.hidden_states = x}, none, out); },
+               ErrorCode::kInvalidArgument, {"workspace"});
 }
 
 TEST_F(FusedMoeLayerTest, RefusesAWorldOfAnotherSize) {

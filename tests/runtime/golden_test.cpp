@@ -11,7 +11,8 @@ namespace {
 
 class GoldenTest : public testing::TestWithParam<Golden> {
  protected:
-  void expect_match(ParallelConfig parallel, Placement placement, ActivationDType activations) {
+  void expect_match(ParallelConfig parallel, Placement placement, ActivationDType activations,
+                    IsaSet isas = host_isas()) {
     MoeModel model(GetParam().directory, /*names_only=*/false);
     ASSERT_TRUE(model.report().ok()) << summarize(model.report(), 10);
     const Reference reference =
@@ -25,6 +26,7 @@ class GoldenTest : public testing::TestWithParam<Golden> {
     settings.parallel = parallel;
     settings.placement = placement;
     settings.activations = activations;
+    settings.isas = isas;
     settings.load.threads.count = 2;
     const VerifyResult result = verify_model(model, &reference, settings, {});
     EXPECT_TRUE(model.report().ok()) << summarize(model.report(), 10);
@@ -38,6 +40,17 @@ TEST_P(GoldenTest, MatchesTransformersInF32) {
 
 TEST_P(GoldenTest, MatchesTransformersInBf16) {
   expect_match({}, Placement::kLinear, ActivationDType::kBF16);
+}
+
+// The AMX kernel runs on any machine with its tiles in plain C++.
+TEST_P(GoldenTest, MatchesInBf16OnEmulatedAmxTiles) {
+  IsaSet isas = host_isas();
+  isas.insert(Isa::kAmxEmulated);
+  expect_match({}, Placement::kLinear, ActivationDType::kBF16, isas);
+}
+
+TEST_P(GoldenTest, MatchesInBf16OnAvx2) {
+  expect_match({}, Placement::kLinear, ActivationDType::kBF16, detected_isas().capped(Isa::kAvx2));
 }
 
 TEST_P(GoldenTest, MatchesWithTwoTensorParallelRanks) {

@@ -1,15 +1,21 @@
 #include "tests/support/toy_layer.h"
 
+#include <algorithm>
 #include <cmath>
-
-#include "kernels/base/float_convert.h"
 
 namespace gantry::test {
 namespace {
 
-void fill(std::byte* data, DType dtype, int64_t count, float deviation, SeededRng& rng) {
-  const std::vector<float> values = rng.normals(static_cast<size_t>(count), deviation);
-  convert_from_f32(values.data(), count, dtype, data);
+float scale(int64_t fan) { return 1.0F / std::sqrt(static_cast<float>(fan)); }
+
+void fill(const PackedLayout& layout, std::byte* packed, SeededRng& rng) {
+  pack_matrix(layout, rng.normals(static_cast<size_t>(layout.n * layout.k), scale(layout.k)).data(),
+              packed);
+}
+
+void fill_slot(const SlotLayout& layout, std::byte* slot, SeededRng& rng) {
+  fill(layout.w13_panels, slot + layout.w13.offset, rng);
+  fill(layout.w2_panels, slot + layout.w2.offset, rng);
 }
 
 // y += factor * W2 (silu(W1 x) * (W3 x)) for one slot.
@@ -59,25 +65,16 @@ MoeLayerWeights ToyLayer::weights(SeededRng& rng) const {
   weights.layout = SlotLayout::create(dtype, true, false, intermediate_size, hidden_size);
   weights.num_slots = num_experts;
   weights.slots = ByteBuffer(static_cast<size_t>(num_experts * weights.layout.stride_bytes));
-  const auto scale = [](int64_t fan) { return 1.0F / std::sqrt(static_cast<float>(fan)); };
-  for (int e = 0; e < num_experts; ++e) {
-    std::byte* slot = weights.slots.data() + e * weights.layout.stride_bytes;
-    fill(slot + weights.layout.w13.offset, dtype, 2 * intermediate_size * hidden_size,
-         scale(hidden_size), rng);
-    fill(slot + weights.layout.w2.offset, dtype, intermediate_size * hidden_size,
-         scale(intermediate_size), rng);
-  }
+  for (int e = 0; e < num_experts; ++e)
+    fill_slot(weights.layout, weights.slots.data() + e * weights.layout.stride_bytes, rng);
   weights.router = Buffer<float>(static_cast<size_t>(num_experts * hidden_size));
-  fill(reinterpret_cast<std::byte*>(weights.router.data()), DType::kF32, num_experts * hidden_size,
-       scale(hidden_size), rng);
+  const std::vector<float> router = rng.normals(weights.router.size(), scale(hidden_size));
+  std::copy(router.begin(), router.end(), weights.router.data());
   if (shared_intermediate_size > 0) {
     weights.shared_layout =
         SlotLayout::create(dtype, true, false, shared_intermediate_size, hidden_size);
     weights.shared = ByteBuffer(static_cast<size_t>(weights.shared_layout.stride_bytes));
-    fill(weights.shared.data() + weights.shared_layout.w13.offset, dtype,
-         2 * shared_intermediate_size * hidden_size, scale(hidden_size), rng);
-    fill(weights.shared.data() + weights.shared_layout.w2.offset, dtype,
-         shared_intermediate_size * hidden_size, scale(shared_intermediate_size), rng);
+    fill_slot(weights.shared_layout, weights.shared.data(), rng);
   }
   return weights;
 }

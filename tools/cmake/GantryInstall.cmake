@@ -1,12 +1,18 @@
 # Install rules: the libraries, their public headers, the gantry command and a CMake package, so
-# that another project says find_package(gantry CONFIG) and links gantry::runtime.
+# that another project says find_package(gantry CONFIG) and links gantry::gantry (shared) or
+# gantry::runtime (static).
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gantry)
 
-install(TARGETS gantry_kernels gantry_parallel gantry_loader gantry_runtime
+set(libraries gantry_kernels gantry_parallel gantry_loader gantry_runtime)
+if(GANTRY_BUILD_SHARED)
+  list(APPEND libraries gantry_shared)
+endif()
+install(TARGETS ${libraries}
         EXPORT gantry-targets
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
         INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gantry)
 install(TARGETS gantry RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
@@ -35,3 +41,9 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/gantry-config-version.cma
 install(FILES ${PROJECT_BINARY_DIR}/gantry-config.cmake
               ${PROJECT_BINARY_DIR}/gantry-config-version.cmake
         DESTINATION ${package_dir})
+
+# For builds without CMake: pkg-config --cflags --libs gantry.
+if(GANTRY_BUILD_SHARED)
+  configure_file(${PROJECT_SOURCE_DIR}/tools/cmake/gantry.pc.in ${PROJECT_BINARY_DIR}/gantry.pc @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/gantry.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endif()

@@ -30,12 +30,37 @@ function(gantry_add_library folder)
   target_link_libraries(${target} PUBLIC ${ARG_DEPENDS} PRIVATE ${ARG_PRIVATE_DEPENDS})
 endfunction()
 
+# One shared library of all folders, libgantry.so: what their public headers declare, nothing else.
+function(gantry_add_shared_library)
+  set(objects)
+  foreach(folder kernels parallel loader runtime)
+    list(APPEND objects $<TARGET_OBJECTS:gantry_${folder}>)
+  endforeach()
+  add_library(gantry_shared SHARED ${objects})
+  add_library(gantry::gantry ALIAS gantry_shared)
+  set_target_properties(gantry_shared PROPERTIES OUTPUT_NAME gantry EXPORT_NAME gantry
+                        LINKER_LANGUAGE CXX VERSION ${PROJECT_VERSION}
+                        SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+  gantry_configure(gantry_shared)
+  target_include_directories(gantry_shared INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                                                     $<INSTALL_INTERFACE:include/gantry>)
+  target_link_libraries(gantry_shared PRIVATE $<BUILD_INTERFACE:fmt::fmt>
+                                              $<BUILD_INTERFACE:spdlog::spdlog>
+                                              $<BUILD_INTERFACE:OpenMP::OpenMP_CXX>)
+  # A missing symbol shows here and not in the program that loads the library; sanitizers' own
+  # symbols come from that program.
+  if(NOT GANTRY_SANITIZE)
+    target_link_options(gantry_shared PRIVATE -Wl,--no-undefined)
+  endif()
+endfunction()
+
 # Sets the instruction-set flags of single files; nothing else in the build has any.
 function(gantry_isa_sources isa)
   set(avx2 -mavx2 -mfma -mf16c)
   # GCC 12's AVX-512 headers read variables that they leave undefined on purpose (GCC PR 105593).
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -Wno-uninitialized
              -Wno-maybe-uninitialized)
+  set(avx512_bf16 ${avx512} -mavx512bf16)
   string(TOLOWER ${isa} key)
   if(NOT DEFINED ${key})
     message(FATAL_ERROR "gantry_isa_sources: unknown ISA '${isa}'")

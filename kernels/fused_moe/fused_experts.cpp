@@ -1,0 +1,368 @@
+#include "kernels/fused_moe/fused_experts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/base/check.h"
+#include "kernels/fused_moe/row_ops.h"
+
+// Two passes over the experts with one barrier between them. Pass 1 cuts every expert's w13 into
+// runs of panels (and long experts into chunks of rows); pass 2 cuts the output columns, and each
+// task walks all experts in order, so that a token's sum needs no atomics and no buffer of all
+// (token, expert) outputs.
+
+namespace gantry {
+namespace {
+
+// Rows that stay in the L2 cache while the panels of a task pass by: 256 rows of 2048 bf16 are 1
+// MB.
+constexpr int64_t kChunkRows = 256;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts `total` into the fewest pieces of at most `most`, as even as possible.
+int64_t even_piece(int64_t total, int64_t most) {
+  return total == 0 ? 1 : ceil_div(total, ceil_div(total, most));
+}
+
+// What all tasks of one call share.
+struct Pass {
+  const FusedExpertsCall& call;
+  const FusedExpertsKernels& kernels;
+  FusedExpertsScratch& scratch;
+  int64_t row_stride;  // bytes of a gathered row
+  int64_t mid_stride;  // bytes of a row between the GEMMs
+  bool store_bf16;     // rows stand as bf16
+  bool round_bf16;     // values are rounded to bf16
+  ActivateBlock::Kind kind;
+  int64_t panels_per_task = 1;
+
+  [[nodiscard]] int64_t slot_rows(int64_t slot) const {
+    const auto s = static_cast<size_t>(slot);
+    return call.rows.offsets[s + 1] - call.rows.offsets[s];
+  }
+  [[nodiscard]] const std::byte* slot(int64_t slot) const {
+    return call.experts.slots + slot * call.experts.slot_stride_bytes;
+  }
+  [[nodiscard]] const float* bias(int64_t slot_index, int64_t offset) const {
+    return offset < 0 ? nullptr : reinterpret_cast<const float*>(slot(slot_index) + offset);
+  }
+};
+
+ActivateBlock::Kind kind_of(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return ActivateBlock::Kind::kSilu;
+    case Activation::kSwigluOai:
+      return ActivateBlock::Kind::kSwigluOai;
+    case Activation::kSiluNoMul:
+      return ActivateBlock::Kind::kSiluNoMul;
+    case Activation::kRelu2NoMul:
+      return ActivateBlock::Kind::kRelu2NoMul;
+    default:
+      return ActivateBlock::Kind::kOther;
+  }
+}
+
+void apply_one_row(const void* context, int64_t n, const float* gate, const float* up, float* out) {
+  apply_activation(*static_cast<const ActivationSpec*>(context), 1, n, gate, n, up, n, out, n);
+}
+
+// ---- gather ------------------------------------------------------------------------------------
+
+constexpr int64_t kGatherRows = 32;
+
+void gather_task(const Pass& pass, int64_t task) {
+  const FusedExpertsCall& call = pass.call;
+  const int64_t begin = task * kGatherRows;
+  const int64_t num_rows = call.rows.offsets.back();
+  const int64_t h = call.experts.hidden_size();
+  const bool mapped = call.rows.token != nullptr;
+  const bool scaled = !call.input_weights.empty();
+  const float* scale = scaled ? call.input_weights.data() : nullptr;
+  pass.kernels.row_ops->gather({.x = mapped ? call.x.data() : call.x.data() + begin * h,
+                                .token = mapped ? call.rows.token + begin : nullptr,
+                                .choice = mapped ? call.rows.choice + begin : nullptr,
+                                .scale = mapped || !scaled ? scale : scale + begin,
+                                .rows = pass.scratch.rows.data() + begin * pass.row_stride,
+                                .stride = pass.row_stride,
+                                .num_rows = std::min(kGatherRows, num_rows - begin),
+                                .n = h,
+                                .padded = call.experts.w13.padded_k(),
+                                .round_bf16 = pass.round_bf16,
+                                .store_bf16 = pass.store_bf16});
+}
+
+// ---- pass 1: w13 and the activation
+// --------------------------------------------------------------
+
+// Tasks of slot s are [task_offsets[s], task_offsets[s + 1]).
+int64_t plan_w13(Pass& pass, int num_threads) {
+  const PackedExperts& experts = pass.call.experts;
+  const int64_t panels = experts.w13.num_panels();
+  int64_t active = 0;
+  for (int64_t s = 0; s < experts.num_slots; ++s)
+    active += pass.slot_rows(s) > 0 ? 1 : 0;
+  // About 32 tasks a thread: the last one to end then costs some 2 %; but runs of panels as long as
+  // possible, because they are what the memory streams.
+  const int64_t wanted = int64_t{32} * num_threads;
+  pass.panels_per_task =
+      even_piece(panels, std::clamp<int64_t>(panels * active / std::max<int64_t>(1, wanted), 1,
+                                             std::max<int64_t>(1, panels)));
+  int64_t tasks = 0;
+  for (int64_t s = 0; s < experts.num_slots; ++s) {
+    pass.scratch.task_offsets[static_cast<size_t>(s)] = tasks;
+    tasks += ceil_div(pass.slot_rows(s), kChunkRows) * ceil_div(panels, pass.panels_per_task);
+  }
+  pass.scratch.task_offsets[static_cast<size_t>(experts.num_slots)] = tasks;
+  return tasks;
+}
+
+void w13_panel(const Pass& pass, int64_t slot, int64_t panel, int64_t row_begin, int64_t row_end,
+               const std::byte* next) {
+  const FusedExpertsCall& call = pass.call;
+  const PackedExperts& experts = call.experts;
+  const int64_t width = experts.w13.panel_outputs();
+  const int64_t column = panel * width;
+  const int64_t j = experts.intermediate_size();
+  const float* bias = pass.bias(slot, experts.b13_offset);
+  const int64_t element = pass.store_bf16 ? 2 : 4;
+  // The last panel also writes the zeros that w2's padded k meets.
+  const bool last = panel + 1 == experts.w13.num_panels();
+  const int64_t padded = last ? experts.w2.padded_k() - column : width;
+  alignas(64) float c[kMaxPanelRows * kPanelWidth];
+  const int64_t step = even_piece(row_end - row_begin, kMaxPanelRows);
+  for (int64_t row = row_begin; row < row_end; row += step) {
+    const int64_t rows = std::min(step, row_end - row);
+    pass.kernels.gemm->run(
+        {.x = pass.scratch.rows.data() + row * pass.row_stride,
+         .x_stride = pass.row_stride,
+         .panel = pass.slot(slot) + experts.w13_offset + panel * experts.w13.panel_bytes(),
+         .k = experts.w13.padded_k(),
+         .num_rows = rows,
+         .c = c,
+         .next = row == row_begin ? next : nullptr});
+    pass.kernels.row_ops->activate(
+        {.c = c,
+         .num_rows = rows,
+         .bias_gate = bias == nullptr ? nullptr : bias + column,
+         .bias_up = bias == nullptr || !experts.w13.gated ? nullptr : bias + j + column,
+         .out = pass.scratch.intermediate.data() + row * pass.mid_stride + column * element,
+         .out_stride = pass.mid_stride,
+         .gated = experts.w13.gated,
+         .n = std::min(width, j - column),
+         .padded = padded,
+         .round_bf16 = pass.round_bf16,
+         .store_bf16 = pass.store_bf16,
+         .kind = pass.kind,
+         .limit = call.activation.limit > 0.0F ? call.activation.limit
+                                               : std::numeric_limits<float>::infinity(),
+         .alpha = call.activation.alpha,
+         .beta = call.activation.beta,
+         .other = apply_one_row,
+         .other_context = &call.activation});
+  }
+}
+
+void w13_task(const Pass& pass, int64_t task) {
+  const PackedExperts& experts = pass.call.experts;
+  const int64_t* offsets = pass.scratch.task_offsets.data();
+  const int64_t slot =
+      std::upper_bound(offsets, offsets + experts.num_slots + 1, task) - offsets - 1;
+  const int64_t panels = experts.w13.num_panels();
+  const int64_t runs = ceil_div(panels, pass.panels_per_task);
+  const int64_t chunk = (task - offsets[slot]) / runs;
+  const int64_t first = (task - offsets[slot]) % runs * pass.panels_per_task;
+  const int64_t last = std::min(panels, first + pass.panels_per_task);
+  const int64_t rows = pass.slot_rows(slot);
+  const int64_t chunk_rows = even_piece(rows, kChunkRows);
+  const int64_t row_begin = pass.call.rows.offsets[static_cast<size_t>(slot)] + chunk * chunk_rows;
+  const int64_t row_end = std::min<int64_t>(row_begin + chunk_rows,
+                                            pass.call.rows.offsets[static_cast<size_t>(slot) + 1]);
+  if (row_begin >= row_end) return;
+  const std::byte* w13 = pass.slot(slot) + experts.w13_offset;
+  for (int64_t panel = first; panel < last; ++panel) {
+    // The panel after this one: of this run, or where the next task begins.
+    const std::byte* next =
+        panel + 1 < panels ? w13 + (panel + 1) * experts.w13.panel_bytes() : nullptr;
+    w13_panel(pass, slot, panel, row_begin, row_end, next);
+  }
+}
+
+// ---- pass 2: w2 and the sum over experts
+// ---------------------------------------------------------
+
+void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* next) {
+  const FusedExpertsCall& call = pass.call;
+  const PackedExperts& experts = call.experts;
+  const int64_t column = panel * kPanelWidth;
+  const int64_t h = experts.hidden_size();
+  const int64_t begin = call.rows.offsets[static_cast<size_t>(slot)];
+  const int64_t end = call.rows.offsets[static_cast<size_t>(slot) + 1];
+  const float* bias = call.add_w2_bias ? pass.bias(slot, experts.b2_offset) : nullptr;
+  const bool mapped = call.rows.token != nullptr;
+  float* out = call.out.data() + column;
+  alignas(64) float c[kMaxPanelRows * kPanelWidth];
+  const int64_t step = even_piece(end - begin, kMaxPanelRows);
+  for (int64_t row = begin; row < end; row += step) {
+    const int64_t rows = std::min(step, end - row);
+    // The tokens' sums lie anywhere: fetch them while the GEMM runs.
+    for (int64_t r = row; r < row + rows; ++r) {
+      const float* line = out + (mapped ? call.rows.token[r] : r) * h;
+      __builtin_prefetch(line, 1);
+      __builtin_prefetch(line + 16, 1);
+    }
+    pass.kernels.gemm->run(
+        {.x = pass.scratch.intermediate.data() + row * pass.mid_stride,
+         .x_stride = pass.mid_stride,
+         .panel = pass.slot(slot) + experts.w2_offset + panel * experts.w2.panel_bytes(),
+         .k = experts.w2.padded_k(),
+         .num_rows = rows,
+         .c = c,
+         .next = row == begin ? next : nullptr});
+    pass.kernels.row_ops->accumulate(
+        {.c = c,
+         .num_rows = rows,
+         .bias = bias == nullptr ? nullptr : bias + column,
+         .token = mapped ? call.rows.token + row : nullptr,
+         .choice = mapped ? call.rows.choice + row : nullptr,
+         .first_token = row,
+         .weight = call.weights.empty() ? nullptr : call.weights.data(),
+         .out = out,
+         .out_stride = h,
+         .n = std::min(kPanelWidth, h - column)});
+  }
+}
+
+void w2_task(const Pass& pass, int64_t task) {
+  const FusedExpertsCall& call = pass.call;
+  const PackedExperts& experts = call.experts;
+  const int64_t first = task * pass.panels_per_task;
+  const int64_t last = std::min(experts.w2.num_panels(), first + pass.panels_per_task);
+  const int64_t h = experts.hidden_size();
+  if (call.clear) {
+    const int64_t begin = first * kPanelWidth;
+    const int64_t count = std::min(h, last * kPanelWidth) - begin;
+    for (int64_t t = 0; t < static_cast<int64_t>(call.out.size()) / h; ++t)
+      std::memset(call.out.data() + t * h + begin, 0, static_cast<size_t>(count) * sizeof(float));
+  }
+  const auto panel_of = [&](int64_t slot, int64_t panel) {
+    return pass.slot(slot) + experts.w2_offset + panel * experts.w2.panel_bytes();
+  };
+  size_t i = 0;
+  const auto skip_idle = [&] {
+    while (i < call.rows.order.size() && pass.slot_rows(call.rows.order[i]) == 0)
+      ++i;
+  };
+  for (skip_idle(); i < call.rows.order.size();) {
+    const int64_t slot = call.rows.order[i];
+    ++i;
+    skip_idle();
+    for (int64_t panel = first; panel < last; ++panel) {
+      const std::byte* next = nullptr;
+      if (panel + 1 < last) {
+        next = panel_of(slot, panel + 1);
+      } else if (i < call.rows.order.size()) {
+        next = panel_of(call.rows.order[i], first);
+      }
+      w2_panel(pass, slot, panel, next);
+    }
+  }
+}
+
+int64_t plan_w2(Pass& pass, int num_threads) {
+  const int64_t panels = pass.call.experts.w2.num_panels();
+  // Every task reads all rows between the GEMMs once: few tasks where those are more bytes than the
+  // weights are.
+  const int64_t mid_bytes = pass.call.rows.offsets.back() * pass.mid_stride;
+  const bool many_rows = mid_bytes > int64_t{4} << 20;
+  const int64_t wanted = int64_t{many_rows ? 4 : 16} * num_threads;
+  pass.panels_per_task = even_piece(panels, std::max<int64_t>(1, panels / wanted));
+  return ceil_div(panels, pass.panels_per_task);
+}
+
+void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch,
+                const FusedExpertsScratchSize& needed) {
+  const PackedExperts& e = call.experts;
+  const int64_t h = e.hidden_size();
+  GANTRY_CHECK(e.w2.n == h && e.w13.num_outputs() == e.w2.k && e.w13.dtype == e.w2.dtype,
+               ErrorCode::kInvalidArgument, "fused_experts: w13 [{}, {}] and w2 [{}, {}]", e.w13.n,
+               e.w13.k, e.w2.n, e.w2.k);
+  GANTRY_CHECK(is_gated(call.activation.kind) == e.w13.gated, ErrorCode::kInvalidArgument,
+               "fused_experts: activation {} and {} w13", to_string(call.activation.kind),
+               e.w13.gated ? "a gated" : "an ungated");
+  const auto slots = static_cast<size_t>(e.num_slots);
+  GANTRY_CHECK(call.rows.offsets.size() == slots + 1 && call.rows.order.size() == slots &&
+                   call.rows.offsets.front() == 0 &&
+                   std::is_sorted(call.rows.offsets.begin(), call.rows.offsets.end()),
+               ErrorCode::kInvalidArgument,
+               "fused_experts: expected {} slots and ascending row offsets from 0, found {} and {}",
+               slots, call.rows.order.size(), call.rows.offsets.size());
+  GANTRY_CHECK(call.x.size() == call.out.size() && call.x.size() % static_cast<size_t>(h) == 0,
+               ErrorCode::kInvalidArgument, "fused_experts: {} inputs, {} outputs of [T, {}]",
+               call.x.size(), call.out.size(), h);
+  GANTRY_CHECK(needed.rows_bytes <= static_cast<int64_t>(scratch.rows.size()) &&
+                   needed.intermediate_bytes <= static_cast<int64_t>(scratch.intermediate.size()) &&
+                   slots < scratch.task_offsets.size(),
+               ErrorCode::kInvalidArgument,
+               "fused_experts: {} rows need {} + {} bytes of scratch, there are {} + {}",
+               call.rows.offsets.back(), needed.rows_bytes, needed.intermediate_bytes,
+               scratch.rows.size(), scratch.intermediate.size());
+}
+
+}  // namespace
+
+void FusedExpertsScratchSize::cover(const FusedExpertsScratchSize& other) noexcept {
+  rows_bytes = std::max(rows_bytes, other.rows_bytes);
+  intermediate_bytes = std::max(intermediate_bytes, other.intermediate_bytes);
+  num_slots = std::max(num_slots, other.num_slots);
+}
+
+FusedExpertsScratchSize fused_experts_scratch(const PackedExperts& experts,
+                                              const FusedExpertsKernels& kernels,
+                                              int64_t max_rows) noexcept {
+  return {
+      .rows_bytes = max_rows * kernels.gemm->row_stride_bytes(experts.hidden_size()),
+      .intermediate_bytes = max_rows * kernels.gemm->row_stride_bytes(experts.intermediate_size()),
+      .num_slots = experts.num_slots};
+}
+
+FusedExpertsScratchSize linear_scratch(const PackedLayout& layout,
+                                       const FusedExpertsKernels& kernels,
+                                       int64_t max_tokens) noexcept {
+  return {.rows_bytes = max_tokens * kernels.gemm->row_stride_bytes(layout.k),
+          .intermediate_bytes = 0,
+          .num_slots = 1};
+}
+
+FusedExpertsKernels select_fused_experts(const KernelRequest& request) {
+  const RowOps* row_ops = request.isas.contains(Isa::kAvx512) ? &avx512::kRowOps
+                          : request.isas.contains(Isa::kAvx2) ? &avx2::kRowOps
+                                                              : &scalar::kRowOps;
+  return {&select_panel_gemm(request), row_ops};
+}
+
+void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kernels,
+                   const Threads& threads, FusedExpertsScratch& scratch) {
+  const PackedExperts& experts = call.experts;
+  const int64_t num_rows = call.rows.offsets.empty() ? 0 : call.rows.offsets.back();
+  check_call(call, scratch, fused_experts_scratch(experts, kernels, num_rows));
+  Pass pass{.call = call,
+            .kernels = kernels,
+            .scratch = scratch,
+            .row_stride = kernels.gemm->row_stride_bytes(experts.hidden_size()),
+            .mid_stride = kernels.gemm->row_stride_bytes(experts.intermediate_size()),
+            .store_bf16 = kernels.gemm->rows == ActivationDType::kBF16,
+            .round_bf16 = call.activations == ActivationDType::kBF16,
+            .kind = kind_of(call.activation.kind)};
+  const int num_threads = threads.resolved_count();
+  // Lambdas that capture one reference fit into std::function without an allocation.
+  parallel_for(threads, ceil_div(num_rows, kGatherRows),
+               [&pass](int64_t task) { gather_task(pass, task); });
+  parallel_for(threads, plan_w13(pass, num_threads),
+               [&pass](int64_t task) { w13_task(pass, task); });
+  parallel_for(threads, plan_w2(pass, num_threads), [&pass](int64_t task) { w2_task(pass, task); });
+}
+
+}  // namespace gantry

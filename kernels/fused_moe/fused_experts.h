@@ -1,0 +1,121 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/activation/activation.h"
+#include "kernels/base/buffer.h"
+#include "kernels/base/export.h"
+#include "kernels/base/parallel_for.h"
+#include "kernels/grouped_gemm/packed_layout.h"
+#include "kernels/grouped_gemm/panel_gemm_kernels.h"
+#include "kernels/permute/token_permutation.h"
+
+namespace gantry GANTRY_API {
+
+/// The packed weights of L experts, one slot each at a constant distance. Not owned.
+struct PackedExperts {
+  const std::byte* slots = nullptr;
+  int64_t slot_stride_bytes = 0;
+  int64_t num_slots = 0;   ///< L
+  PackedLayout w13;        ///< [S J, H], gated where S = 2
+  PackedLayout w2;         ///< [H, J]
+  int64_t w13_offset = 0;  ///< bytes from the start of a slot
+  int64_t w2_offset = 0;
+  int64_t b13_offset = -1;  ///< [S J] f32: gate, then up; -1: no bias
+  int64_t b2_offset = -1;   ///< [H] f32, or -1
+
+  [[nodiscard]] int64_t hidden_size() const noexcept { return w13.k; }
+  [[nodiscard]] int64_t intermediate_size() const noexcept { return w2.k; }
+};
+
+struct RowOps;
+
+/// Which instruction sets run a layer's experts: chosen once, when the layer is made.
+struct FusedExpertsKernels {
+  const PanelGemmKernel* gemm = nullptr;
+  const RowOps* row_ops = nullptr;
+};
+
+/// @throws Error kUnsupported if no kernel can serve the request
+FusedExpertsKernels select_fused_experts(const KernelRequest& request);
+
+/// Bytes of scratch that a call needs.
+struct FusedExpertsScratchSize {
+  int64_t rows_bytes = 0;
+  int64_t intermediate_bytes = 0;
+  int64_t num_slots = 0;
+
+  /// Enough for this and for `other`.
+  void cover(const FusedExpertsScratchSize& other) noexcept;
+};
+
+/// The scratch for calls of up to `max_rows` (token, expert) pairs.
+FusedExpertsScratchSize fused_experts_scratch(const PackedExperts& experts,
+                                              const FusedExpertsKernels& kernels,
+                                              int64_t max_rows) noexcept;
+/// The scratch for `linear` with up to `max_tokens` rows.
+FusedExpertsScratchSize linear_scratch(const PackedLayout& layout,
+                                       const FusedExpertsKernels& kernels,
+                                       int64_t max_tokens) noexcept;
+
+/// Scratch of `fused_experts` and `linear`: rows in expert order, what is between the two GEMMs,
+/// and the list of tasks. Made once; calls never grow it.
+class FusedExpertsScratch {
+ public:
+  FusedExpertsScratch() = default;
+  explicit FusedExpertsScratch(const FusedExpertsScratchSize& size)
+      : rows(static_cast<size_t>(size.rows_bytes)),
+        intermediate(static_cast<size_t>(size.intermediate_bytes)),
+        task_offsets(static_cast<size_t>(size.num_slots) + 1) {}
+
+  [[nodiscard]] size_t bytes() const noexcept {
+    return rows.size() + intermediate.size() + task_offsets.size() * sizeof(int64_t);
+  }
+
+  ByteBuffer rows;
+  ByteBuffer intermediate;
+  Buffer<int64_t> task_offsets;  // [L + 1]
+};
+
+/// The (token, expert) pairs of one call, sorted by slot. See TokenPermutation.
+struct ExpertRows {
+  const int32_t* token = nullptr;    ///< [M] token of each row; null: row r is token r
+  const int32_t* choice = nullptr;   ///< [M] index into the weights; null: choice r is r
+  std::span<const int32_t> offsets;  ///< [L + 1]
+  std::span<const int32_t> order;    ///< [L] slots in ascending logical expert id
+};
+
+struct FusedExpertsCall {
+  PackedExperts experts;
+  ActivationSpec activation;
+  ActivationDType activations = ActivationDType::kBF16;
+  ExpertRows rows;
+  std::span<const float> x;              ///< [T, H]
+  std::span<const float> input_weights;  ///< scales rows of x before rounding, by choice; or empty
+  std::span<const float> weights;        ///< scales expert outputs, by choice; or empty for 1
+  bool add_w2_bias = true;               ///< true on the one TP rank that adds b2
+  bool clear = true;                     ///< out is written; else added to
+  std::span<float> out;                  ///< [T, H]
+};
+
+/// Computes out[t] (+)= sum over the token's rows of weight * (W2 f(W13 x + b13) + b2), fused: w13
+/// gate and up of the same neurons meet in one accumulator block, the activation is applied there,
+/// and w2's sums go straight into the token rows.
+///
+/// Rounding: x (after input_weights) and f(...) are rounded to bf16 where the activations are bf16;
+/// everything else is f32. A token's experts are added in the order of `rows.order`. The result of
+/// a token depends on nothing but its own input, weights and experts (not on the batch or the
+/// threads). Allocates nothing. Safe to call at once with different scratch and out.
+///
+/// @throws Error kInvalidArgument if sizes do not fit together or the scratch is too small
+void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kernels,
+                   const Threads& threads, FusedExpertsScratch& scratch);
+
+/// y[t] = W x[t] (+ bias), in f32, for one dense matrix (a router, a latent projection).
+/// @param scratch rows() holds T padded rows
+void linear(std::span<const float> x, const PackedLayout& layout, const std::byte* weight,
+            const float* bias, std::span<float> y, const FusedExpertsKernels& kernels,
+            const Threads& threads, FusedExpertsScratch& scratch);
+
+}  // namespace gantry

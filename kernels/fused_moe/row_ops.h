@@ -1,0 +1,84 @@
+#pragma once
+
+// Plain data only, as in panel_gemm.h.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gantry {
+
+/// Copies rows of x into the order and the format that a GEMM kernel reads.
+/// rows[r, i] = x[token[r], i] * scale[choice[r]], rounded to bf16 if wanted; zero from n to
+/// padded.
+struct GatherRows {
+  const float* x;         ///< [T, n]
+  const int32_t* token;   ///< [num_rows], or null: row r is token r
+  const int32_t* choice;  ///< [num_rows] index into scale; null like token
+  const float* scale;     ///< or null for 1
+  std::byte* rows;        ///< [num_rows, stride bytes], written
+  int64_t stride;         ///< bytes from row to row
+  int64_t num_rows;
+  int64_t n;
+  int64_t padded;   ///< columns written, at least n
+  bool round_bf16;  ///< values are rounded to bf16 ...
+  bool store_bf16;  ///< ... and stored as bf16 (implies round_bf16), else as f32
+};
+
+/// Applies an activation to a block of w13 sums: out[r, i] = f(gate, up), as f32 or bf16.
+/// Gated: gate is c[r, i], up is c[r, 16 + i], i < 16. Else: gate is c[r, i], i < 32.
+struct ActivateBlock {
+  const float* c;  ///< [num_rows, 32]
+  int64_t num_rows;
+  const float* bias_gate;  ///< [n] or null
+  const float* bias_up;    ///< [n] or null
+  std::byte* out;          ///< column 0 of this panel in row 0
+  int64_t out_stride;      ///< bytes
+  bool gated;
+  int64_t n;       ///< columns that exist, at most 16 (gated) or 32
+  int64_t padded;  ///< columns to write: those from n on become zero
+  bool round_bf16;
+  bool store_bf16;
+  // The constants of the two activations that ISA files know (see Activation).
+  enum class Kind : uint8_t { kSilu, kSwigluOai, kSiluNoMul, kRelu2NoMul, kOther };
+  Kind kind;
+  float limit;  ///< infinity for none
+  float alpha;
+  float beta;
+  /// Everything else, one row at a time: out[i] = f(gate[i], up[i]) for n values in f32.
+  void (*other)(const void* context, int64_t n, const float* gate, const float* up, float* out);
+  const void* other_context;
+};
+
+/// Adds a block of w2 sums to its tokens: out[token[r], i] += weight[choice[r]] * (c[r, i] +
+/// bias[i]) in ascending r, by one multiplication and one addition (each rounded).
+struct AccumulateBlock {
+  const float* c;  ///< [num_rows, 32]
+  int64_t num_rows;
+  const float* bias;      ///< [n] or null
+  const int32_t* token;   ///< [num_rows], or null: row r is token `first_token` + r
+  const int32_t* choice;  ///< [num_rows], or null like token
+  int64_t first_token;
+  const float* weight;  ///< or null for 1
+  float* out;           ///< column 0 of this panel in token 0
+  int64_t out_stride;   ///< f32 elements
+  int64_t n;            ///< columns that exist, at most 32
+};
+
+/// What surrounds the GEMMs, for one instruction set.
+struct RowOps {
+  void (*gather)(const GatherRows& call) noexcept;
+  void (*activate)(const ActivateBlock& call) noexcept;
+  void (*accumulate)(const AccumulateBlock& call) noexcept;
+};
+
+namespace scalar {
+extern const RowOps kRowOps;
+}  // namespace scalar
+namespace avx2 {
+extern const RowOps kRowOps;
+}  // namespace avx2
+namespace avx512 {
+extern const RowOps kRowOps;
+}  // namespace avx512
+
+}  // namespace gantry

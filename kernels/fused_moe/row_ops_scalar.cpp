@@ -1,0 +1,88 @@
+// The reference: one element at a time, with the library's own exp.
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/base/float_convert.h"
+#include "kernels/fused_moe/row_ops_vector.h"
+
+namespace gantry::scalar {
+namespace {
+
+void store_value(std::byte* row, int64_t column, float value, bool round, bool as_bf16) {
+  if (as_bf16) {
+    const uint16_t bits = f32_to_bf16(value);
+    std::memcpy(row + column * 2, &bits, 2);
+  } else {
+    const float stored = round ? round_to_bf16(value) : value;
+    std::memcpy(row + column * 4, &stored, 4);
+  }
+}
+
+void gather(const GatherRows& g) noexcept {
+  for (int64_t r = 0; r < g.num_rows; ++r) {
+    const float* x = g.x + (g.token != nullptr ? g.token[r] : r) * g.n;
+    const float factor = g.scale != nullptr ? g.scale[g.choice != nullptr ? g.choice[r] : r] : 1.0F;
+    for (int64_t i = 0; i < g.padded; ++i) {
+      store_value(g.rows + r * g.stride, i, i < g.n ? x[i] * factor : 0.0F, g.round_bf16,
+                  g.store_bf16);
+    }
+  }
+}
+
+float swish(float x, float alpha) { return x / (1.0F + std::exp(-alpha * x)); }
+
+// Clamps that keep NaN.
+float clamp_above(float x, float high) { return x > high ? high : x; }
+float clamp_both(float x, float high) { return x > high ? high : (x < -high ? -high : x); }
+
+float activated(const ActivateBlock& b, float a, float u) {
+  using Kind = ActivateBlock::Kind;
+  switch (b.kind) {
+    case Kind::kSilu:
+      return swish(clamp_above(a, b.limit), 1.0F) * clamp_both(u, b.limit);
+    case Kind::kSwigluOai:
+      return swish(clamp_above(a, b.limit), b.alpha) * (clamp_both(u, b.limit) + b.beta);
+    case Kind::kSiluNoMul:
+      return swish(a, 1.0F);
+    default:
+      return a < 0.0F ? 0.0F : a * a;
+  }
+}
+
+void activate(const ActivateBlock& b) noexcept {
+  for (int64_t r = 0; r < b.num_rows; ++r) {
+    const float* c = b.c + r * 32;
+    float values[32] = {};
+    if (b.kind == ActivateBlock::Kind::kOther) {
+      row_ops::activate_other(b, c, b.gated, values);
+    } else {
+      for (int64_t i = 0; i < b.n; ++i) {
+        const float a = c[i] + (b.bias_gate != nullptr ? b.bias_gate[i] : 0.0F);
+        const float up_bias = b.gated && b.bias_up != nullptr ? b.bias_up[i] : 0.0F;
+        values[i] = activated(b, a, b.gated ? c[16 + i] + up_bias : 0.0F);
+      }
+    }
+    for (int64_t i = 0; i < b.padded; ++i)
+      store_value(b.out + r * b.out_stride, i, values[i], b.round_bf16, b.store_bf16);
+  }
+}
+
+void accumulate(const AccumulateBlock& b) noexcept {
+  for (int64_t r = 0; r < b.num_rows; ++r) {
+    float* out = b.out + (b.token != nullptr ? b.token[r] : b.first_token + r) * b.out_stride;
+    const float weight = b.weight == nullptr
+                             ? 1.0F
+                             : b.weight[b.choice != nullptr ? b.choice[r] : b.first_token + r];
+    for (int64_t i = 0; i < b.n; ++i) {
+      const float value = b.c[r * 32 + i] + (b.bias != nullptr ? b.bias[i] : 0.0F);
+      out[i] += weight * value;
+    }
+  }
+}
+
+}  // namespace
+
+const RowOps kRowOps = {gather, activate, accumulate};
+
+}  // namespace gantry::scalar

@@ -1,0 +1,92 @@
+#pragma once
+
+// The AMX kernel over a tile type, so that the same code runs on real tiles and on emulated ones.
+// Like panel_gemm.h: included by files compiled for one instruction set, nothing of ours inside.
+
+#include "kernels/grouped_gemm/panel_gemm.h"
+
+namespace gantry::amx_panel {
+
+/// Tile registers 0..3 hold sums, 4 and 5 rows of x, 6 and 7 weights.
+///
+/// A `Tiles` type has
+///   void configure(int rows_low, int rows_high)  tiles 0, 1, 4 have rows_low rows (1..16), tiles
+///   2,
+///                                  3, 5 rows_high (at least 1), tiles 6, 7 sixteen; 64 bytes a row
+///   template <int T> void zero();
+///   template <int T> void load(const std::byte* base, int64_t stride);
+///   template <int T> void stream(const std::byte* base, int64_t stride);   (non-temporal hint)
+///   template <int T> void store(float* base, int64_t stride_bytes);
+///   template <int C, int A, int B> void dot_bf16();   C += A B, see TDPBF16PS
+///   void prefetch(const std::byte* line);
+
+// One block of up to 16 rows: 1 x 2 tiles.
+template <typename Tiles>
+void narrow_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetches) {
+  tiles.template zero<0>();
+  tiles.template zero<1>();
+  const std::byte* x = call.x + row * call.x_stride;
+  for (int64_t tile = 0; tile < call.k / 32; ++tile) {
+    const std::byte* weights = call.panel + tile * 2048;
+    tiles.template load<4>(x + tile * 64, call.x_stride);
+    tiles.template load<6>(weights, 128);
+    tiles.template dot_bf16<0, 4, 6>();
+    tiles.template load<7>(weights + 64, 128);
+    tiles.template dot_bf16<1, 4, 7>();
+    if (prefetches) {
+      for (int64_t line = 0; line < 2048; line += 64)
+        tiles.prefetch(call.next + tile * 2048 + line);
+    }
+  }
+  tiles.template store<0>(call.c + row * 32, 128);
+  tiles.template store<1>(call.c + row * 32 + 16, 128);
+}
+
+// 17 to 32 rows: 2 x 2 tiles; every tile of x and of the weights is used twice.
+template <typename Tiles>
+void wide_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetches) {
+  tiles.template zero<0>();
+  tiles.template zero<1>();
+  tiles.template zero<2>();
+  tiles.template zero<3>();
+  const std::byte* x = call.x + row * call.x_stride;
+  for (int64_t tile = 0; tile < call.k / 32; ++tile) {
+    const std::byte* weights = call.panel + tile * 2048;
+    tiles.template load<4>(x + tile * 64, call.x_stride);
+    tiles.template stream<6>(weights, 128);
+    tiles.template dot_bf16<0, 4, 6>();
+    tiles.template stream<7>(weights + 64, 128);
+    tiles.template dot_bf16<1, 4, 7>();
+    tiles.template load<5>(x + 16 * call.x_stride + tile * 64, call.x_stride);
+    tiles.template dot_bf16<2, 5, 6>();
+    tiles.template dot_bf16<3, 5, 7>();
+    if (prefetches) {
+      for (int64_t line = 0; line < 2048; line += 64)
+        tiles.prefetch(call.next + tile * 2048 + line);
+    }
+  }
+  tiles.template store<0>(call.c + row * 32, 128);
+  tiles.template store<1>(call.c + row * 32 + 16, 128);
+  tiles.template store<2>(call.c + (row + 16) * 32, 128);
+  tiles.template store<3>(call.c + (row + 16) * 32 + 16, 128);
+}
+
+template <typename Tiles>
+void run(Tiles& tiles, const PanelGemm& call) {
+  for (int64_t row = 0; row < call.num_rows;) {
+    const int64_t left = call.num_rows - row;
+    const bool prefetches = row == 0 && call.next != nullptr;
+    if (left > 16) {
+      const int64_t rows = left < 32 ? left : 32;
+      tiles.configure(16, static_cast<int>(rows - 16));
+      wide_block(tiles, call, row, prefetches);
+      row += rows;
+    } else {
+      tiles.configure(static_cast<int>(left), 1);
+      narrow_block(tiles, call, row, prefetches);
+      row += left;
+    }
+  }
+}
+
+}  // namespace gantry::amx_panel

@@ -1,0 +1,113 @@
+#include "kernels/grouped_gemm/packed_layout.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/base/float_convert.h"
+
+namespace gantry {
+namespace {
+
+template <typename Element>
+void copy_element(const std::byte* source, std::byte* target) {
+  std::memcpy(target, source, sizeof(Element));
+}
+
+// Rows that follow each other in one half of a panel.
+struct RowGroup {
+  int64_t begin;  // in the block
+  int64_t count;
+  std::byte* target;  // lane of the first row, column 0
+};
+
+RowGroup group_at(const PackedLayout& layout, const StridedBlock& block, int64_t row_begin,
+                  int64_t begin, std::byte* packed) {
+  const int64_t row = row_begin + begin;
+  const PackedLayout::Place place = layout.place_of(row);
+  int64_t count = std::min(block.rows - begin, kHalfPanel - place.lane % kHalfPanel);
+  if (layout.gated && row < layout.n / 2) count = std::min(count, layout.n / 2 - row);
+  return {begin, count, packed + layout.offset_bytes(row, 0)};
+}
+
+// Pairs of columns of up to 16 contiguous bf16 rows, in steps that keep the lines of all rows and
+// of the panel in the L1 cache.
+void pack_pairs(const PackedLayout& layout, const StridedBlock& block, const RowGroup& group,
+                int64_t col_begin, int64_t num_pairs) {
+  constexpr int64_t kStep = 32;
+  constexpr int64_t kLineBytes = kPanelWidth * 4;
+  for (int64_t first = 0; first < num_pairs; first += kStep) {
+    const int64_t pairs = std::min(kStep, num_pairs - first);
+    std::byte* target = group.target + layout.offset_in_panel(0, col_begin + 2 * first) * 2;
+    for (int64_t r = 0; r < group.count; ++r) {
+      const std::byte* source = block.data + ((group.begin + r) * block.row_stride + 2 * first) * 2;
+      for (int64_t pair = 0; pair < pairs; ++pair)
+        copy_element<uint32_t>(source + pair * 4, target + pair * kLineBytes + r * 4);
+    }
+  }
+}
+
+template <typename Element>
+void pack_elements(const PackedLayout& layout, const StridedBlock& block, const RowGroup& group,
+                   int64_t col_begin, int64_t first, int64_t last) {
+  const int64_t lane_bytes = (layout.offset_in_panel(1, 0) - layout.offset_in_panel(0, 0)) *
+                             static_cast<int64_t>(sizeof(Element));
+  for (int64_t c = first; c < last; ++c) {
+    std::byte* target = group.target + layout.offset_in_panel(0, col_begin + c) *
+                                           static_cast<int64_t>(sizeof(Element));
+    const std::byte* source = block.data + (group.begin * block.row_stride + c * block.col_stride) *
+                                               static_cast<int64_t>(sizeof(Element));
+    for (int64_t r = 0; r < group.count; ++r) {
+      copy_element<Element>(source + r * block.row_stride * static_cast<int64_t>(sizeof(Element)),
+                            target + r * lane_bytes);
+    }
+  }
+}
+
+// Columns in steps that keep the lines of all rows in the L1 cache.
+template <typename Element>
+void pack_group(const PackedLayout& layout, const StridedBlock& block, const RowGroup& group,
+                int64_t col_begin) {
+  const bool pairs = layout.dtype == DType::kBF16 && block.col_stride == 1 && col_begin % 2 == 0;
+  const int64_t paired = pairs ? block.cols / 2 * 2 : 0;
+  if (pairs) pack_pairs(layout, block, group, col_begin, paired / 2);
+  constexpr int64_t kStep = 64;
+  for (int64_t c = paired; c < block.cols; c += kStep) {
+    pack_elements<Element>(layout, block, group, col_begin, c, std::min(block.cols, c + kStep));
+  }
+}
+
+}  // namespace
+
+void pack_block(const PackedLayout& layout, const StridedBlock& block, int64_t row_begin,
+                int64_t col_begin, std::byte* packed) noexcept {
+  for (int64_t row = 0; row < block.rows;) {
+    const RowGroup group = group_at(layout, block, row_begin, row, packed);
+    if (layout.dtype == DType::kF32) {
+      pack_group<uint32_t>(layout, block, group, col_begin);
+    } else {
+      pack_group<uint16_t>(layout, block, group, col_begin);
+    }
+    row += group.count;
+  }
+}
+
+void pack_matrix(const PackedLayout& layout, const float* matrix, std::byte* packed) {
+  std::vector<std::byte> rounded(static_cast<size_t>(layout.n * layout.k * size_of(layout.dtype)));
+  convert_from_f32(matrix, layout.n * layout.k, layout.dtype, rounded.data());
+  pack_block(layout, {rounded.data(), layout.n, layout.k, layout.k, 1}, 0, 0, packed);
+}
+
+std::vector<float> unpack_matrix(const PackedLayout& layout, const std::byte* packed) {
+  std::vector<float> matrix(static_cast<size_t>(layout.n * layout.k));
+  for (int64_t row = 0; row < layout.n; ++row) {
+    const PackedLayout::Place place = layout.place_of(row);
+    const std::byte* panel = packed + place.panel * layout.panel_bytes();
+    for (int64_t k = 0; k < layout.k; ++k) {
+      matrix[static_cast<size_t>(row * layout.k + k)] =
+          load_as_f32(panel, layout.dtype, layout.offset_in_panel(place.lane, k));
+    }
+  }
+  return matrix;
+}
+
+}  // namespace gantry

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/base/dtype.h"
+#include "kernels/base/export.h"
+
+namespace gantry GANTRY_API {
+
+/// Outputs of one panel: two vectors or tiles of 16 columns.
+inline constexpr int64_t kPanelWidth = 32;
+inline constexpr int64_t kHalfPanel = 16;
+/// k is padded with zeros to a multiple of this: the depth of one AMX tile of bf16.
+inline constexpr int64_t kPanelDepth = 32;
+
+/// How one matrix W[n, k] stands in memory for the kernels: panels of 32 outputs, each one a linear
+/// stream along k, the same for one row and for thousands.
+///
+/// Output o (see `gated`) is lane l = o % 32 of panel p = o / 32. Within a panel
+///
+///   bf16:      offset(l, k) = (k / 2) * 64 + l * 2 + k % 2      [elements]
+///              pairs of k, the operand of vdpbf16ps and (16 lines 128 bytes apart) of tdpbf16ps
+///   f32, f16:  offset(l, k) = k * 32 + l
+///
+/// A gated matrix is two of n / 2 rows: gate rows first, then up rows. Panel p then holds gate rows
+/// 16 p .. 16 p + 15 in lanes 0..15 and the matching up rows in lanes 16..31, so that the
+/// activation finds both in one accumulator block. Rows and columns that do not exist are zero.
+struct PackedLayout {
+  DType dtype = DType::kBF16;  ///< f32, f16 or bf16
+  bool gated = false;
+  int64_t n = 0;  ///< rows of W, 2 J where gated
+  int64_t k = 0;  ///< columns of W
+
+  [[nodiscard]] int64_t padded_k() const noexcept {
+    return (k + kPanelDepth - 1) / kPanelDepth * kPanelDepth;
+  }
+  /// Outputs that one panel can hold: 16 of a gated matrix (with their up rows), else 32.
+  [[nodiscard]] int64_t panel_outputs() const noexcept { return gated ? kHalfPanel : kPanelWidth; }
+  [[nodiscard]] int64_t num_outputs() const noexcept { return gated ? n / 2 : n; }
+  [[nodiscard]] int64_t num_panels() const noexcept {
+    return (num_outputs() + panel_outputs() - 1) / panel_outputs();
+  }
+  [[nodiscard]] int64_t panel_bytes() const noexcept {
+    return kPanelWidth * padded_k() * size_of(dtype);
+  }
+  [[nodiscard]] int64_t bytes() const noexcept { return num_panels() * panel_bytes(); }
+
+  /// Panel and lane of a row of W (gate rows first where gated).
+  struct Place {
+    int64_t panel;
+    int64_t lane;
+  };
+  [[nodiscard]] Place place_of(int64_t row) const noexcept {
+    if (!gated) return {row / kPanelWidth, row % kPanelWidth};
+    const int64_t half = n / 2;
+    const int64_t output = row < half ? row : row - half;
+    return {output / kHalfPanel, output % kHalfPanel + (row < half ? 0 : kHalfPanel)};
+  }
+  /// Elements from the start of a panel.
+  [[nodiscard]] int64_t offset_in_panel(int64_t lane, int64_t column) const noexcept {
+    if (dtype != DType::kBF16) return column * kPanelWidth + lane;
+    return column / 2 * (kPanelWidth * 2) + lane * 2 + column % 2;
+  }
+  /// Bytes from the start of the packed matrix.
+  [[nodiscard]] int64_t offset_bytes(int64_t row, int64_t column) const noexcept {
+    const Place place = place_of(row);
+    return place.panel * panel_bytes() + offset_in_panel(place.lane, column) * size_of(dtype);
+  }
+
+  friend bool operator==(const PackedLayout&, const PackedLayout&) = default;
+};
+
+/// A block of W somewhere in memory: element (r, c) is `data` + (r * row_stride + c * col_stride)
+/// elements of the layout's dtype.
+struct StridedBlock {
+  const std::byte* data = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t row_stride = 0;
+  int64_t col_stride = 1;
+};
+
+/// Copies a block into the packed matrix at (row_begin, col_begin). Elements that are written may
+/// be written by one thread at a time only, but different blocks may be packed at once; padding is
+/// not touched (the destination starts as zeros). Fast where rows are contiguous (col_stride 1).
+void pack_block(const PackedLayout& layout, const StridedBlock& block, int64_t row_begin,
+                int64_t col_begin, std::byte* packed) noexcept;
+
+/// Packs a whole f32 matrix [n, k], rounding it to the layout's dtype.
+void pack_matrix(const PackedLayout& layout, const float* matrix, std::byte* packed);
+
+/// The logical matrix [n, k], widened to f32 (exactly).
+std::vector<float> unpack_matrix(const PackedLayout& layout, const std::byte* packed);
+
+}  // namespace gantry

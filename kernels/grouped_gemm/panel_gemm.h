@@ -1,0 +1,52 @@
+#pragma once
+
+// Plain data only: files that are compiled for one instruction set include this and nothing else of
+// ours, so that no shared inline code is compiled with their flags.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gantry {
+
+/// Most rows of one call: C is then 6 KB and stays in the L1 cache for what follows; also three
+/// blocks of 16 AMX rows and four of 12 AVX-512 rows.
+inline constexpr int64_t kMaxPanelRows = 48;
+
+/// One call of a kernel: C[r, l] = sum over k of x[r, k] * panel[k, l] for 32 lanes, in f32.
+/// A row's sum is taken in an order that depends on nothing but k.
+struct PanelGemm {
+  const std::byte* x;      ///< num_rows rows of k values, f32 or bf16 as the kernel wants; 64-byte
+                           ///< aligned; zero beyond the matrix' own k
+  int64_t x_stride;        ///< bytes from row to row, a multiple of 64
+  const std::byte* panel;  ///< see PackedLayout; 64-byte aligned
+  int64_t k;               ///< padded: a multiple of 32
+  int64_t num_rows;        ///< 1 .. kMaxPanelRows
+  float* c;                ///< [num_rows, 32], written; 64-byte aligned
+  const std::byte* next;   ///< as many bytes as the panel has, fetched towards the cache; or null
+};
+
+namespace scalar {
+void panel_gemm_bf16(const PanelGemm& call) noexcept;
+void panel_gemm_f16(const PanelGemm& call) noexcept;
+void panel_gemm_f32(const PanelGemm& call) noexcept;
+void panel_gemm_bf16_amx_emulated(const PanelGemm& call) noexcept;
+}  // namespace scalar
+namespace avx2 {
+void panel_gemm_bf16(const PanelGemm& call) noexcept;
+void panel_gemm_f16(const PanelGemm& call) noexcept;
+void panel_gemm_f32(const PanelGemm& call) noexcept;
+}  // namespace avx2
+namespace avx512 {
+void panel_gemm_bf16(const PanelGemm& call) noexcept;
+void panel_gemm_f16(const PanelGemm& call) noexcept;
+void panel_gemm_f32(const PanelGemm& call) noexcept;
+void panel_gemm_bf16_dot(const PanelGemm& call) noexcept;
+/// Runs `steps` x 16 independent instructions of one kind; what the start-up probe times.
+void probe_fma(int64_t steps) noexcept;
+void probe_dot(int64_t steps) noexcept;
+}  // namespace avx512
+namespace amx {
+void panel_gemm_bf16(const PanelGemm& call) noexcept;
+}  // namespace amx
+
+}  // namespace gantry

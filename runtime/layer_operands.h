@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/fused_moe/fused_experts.h"
+#include "loader/layer_weights.h"
+#include "parallel/expert_map.h"
+#include "runtime/fused_moe_layer.h"
+
+namespace gantry {
+
+/// A dense f32 matrix [n, k] in panels, with its bias.
+struct DenseOperand {
+  PackedLayout layout;
+  ByteBuffer panels;
+  const float* bias = nullptr;  // [n] or null
+};
+
+/// Weights and everything that follows from them: made when weights arrive, then only read, so that
+/// one swap of a pointer replaces all of it. Internal.
+struct LayerOperands {
+  LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts, const FusedMoeOptions& options);
+  LayerOperands(const LayerOperands&) = delete;
+  LayerOperands& operator=(const LayerOperands&) = delete;
+  ~LayerOperands() = default;
+
+  MoeLayerWeights weights;
+  PackedExperts routed;
+  PackedExperts shared;  // one slot; none where num_slots is 0
+  DenseOperand router;
+  DenseOperand latent_in;
+  DenseOperand latent_out;
+  FusedExpertsKernels routed_kernels;
+  FusedExpertsKernels shared_kernels;
+  FusedExpertsKernels dense_kernels;
+  std::vector<int32_t> logical_to_slot;      // [E] slots that this rank computes, or -1
+  std::vector<int32_t> physical_to_slot;     // [P] slots of this rank, or -1
+  std::vector<int32_t> physical_to_logical;  // [P]
+  std::vector<int32_t> slot_order;           // [L] ascending logical expert
+};
+
+}  // namespace gantry

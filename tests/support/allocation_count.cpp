@@ -1,0 +1,39 @@
+#include "tests/support/allocation_count.h"
+
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+thread_local int64_t allocations = 0;
+
+void* counted(size_t size, size_t alignment) {
+  ++allocations;
+  const size_t rounded = (size + alignment - 1) / alignment * alignment;
+  void* block = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
+  if (block == nullptr) throw std::bad_alloc();
+  return block;
+}
+
+}  // namespace
+
+// The other forms of new and delete of the standard library end in these.
+void* operator new(size_t size) { return counted(size, alignof(std::max_align_t)); }
+void* operator new(size_t size, std::align_val_t alignment) {
+  return counted(size, static_cast<size_t>(alignment));
+}
+void operator delete(void* block) noexcept { std::free(block); }
+void operator delete(void* block, size_t /*size*/) noexcept { std::free(block); }
+void operator delete(void* block, std::align_val_t /*alignment*/) noexcept { std::free(block); }
+void operator delete(void* block, size_t /*size*/, std::align_val_t /*alignment*/) noexcept {
+  std::free(block);
+}
+
+namespace gantry::test {
+
+AllocationCount::AllocationCount() noexcept : before_(::allocations) {}
+
+int64_t AllocationCount::allocations() const noexcept { return ::allocations - before_; }
+
+}  // namespace gantry::test

@@ -1,0 +1,267 @@
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <memory>
+#include <optional>
+
+#include "kernels/base/check.h"
+#include "kernels/base/log.h"
+#include "kernels/ceilings/machine_ceilings.h"
+#include "tools/bench_case.h"
+#include "tools/bench_report.h"
+#include "tools/commands.h"
+
+// Times the experts of MoE layers with external routing, next to what the machine could do at most:
+//   ceiling = max(bytes of the touched experts / read bandwidth, flops / peak)
+// Bandwidth and peak are measured in the same run, the bandwidth again around every case, because
+// shared machines change from second to second.
+
+namespace gantry::cli {
+namespace {
+
+constexpr int64_t kReadBytes = int64_t{2} << 30;
+constexpr int kCeilingRepeats = 5;
+/// A result above this share of the ceiling says that the ceiling is wrong.
+constexpr double kImpossible = 1.03;
+
+struct BenchOptions {
+  CommonOptions common;
+  std::string directory;
+  std::string shape = "qwen3-30b-a3b";
+  std::string format = "bf16";
+  std::vector<int64_t> tokens = {1, 4, 16, 64, 256, 1024, 4096};
+  std::vector<std::string> routing = {"uniform"};
+  std::string activations = "bf16";
+  std::string output = "md";
+  std::string svg;
+  std::vector<std::string> peers;
+  double seconds = 1.5;
+  double rotate_gb = 1.5;
+  bool batch_invariant = false;
+  uint64_t seed = 1;
+};
+
+struct Times {
+  std::vector<double> ms;  // sorted
+  [[nodiscard]] double at(double share) const {
+    return ms[static_cast<size_t>(share * static_cast<double>(ms.size() - 1))];
+  }
+};
+
+class Bench {
+ public:
+  Bench(const BenchOptions& options, BenchModel model, IsaSet isas)
+      : options_(options), model_(std::move(model)), isas_(isas) {
+    ceilings_ =
+        measure_ceilings(isas_, options_.common.make_threads(), kReadBytes, kCeilingRepeats);
+  }
+
+  [[nodiscard]] const MachineCeilings& ceilings() const noexcept { return ceilings_; }
+  [[nodiscard]] const BenchModel& model() const noexcept { return model_; }
+
+  BenchRow run(int64_t num_tokens, BenchRouting routing, double invariant_ratio) {
+    measure_bandwidth();
+    const auto batches = make_batches(
+        model_, num_tokens, routing, static_cast<int64_t>(options_.rotate_gb * 1e9), options_.seed);
+    const auto weights = model_.layers[0]->weights();
+    const MoeLayerSpec& spec = weights->spec;
+    std::vector<Workspace> workspaces;
+    for (const auto& layer : model_.layers)
+      workspaces.push_back(layer->make_workspace(num_tokens));
+    std::vector<float> out(batches[0].hidden_states.size());
+    forward(batches[0], workspaces, out);
+    BenchRow row{};
+    row.rel_err = output_error(*model_.layers[batches[0].layer], batches[0], out, 4);
+    for (size_t i = 0; i < std::min<size_t>(3, batches.size()); ++i)
+      forward(batches[i], workspaces, out);
+    const Times times = time(batches, workspaces, out);
+    measure_bandwidth();
+
+    double experts = 0.0;
+    for (const BenchBatch& batch : batches)
+      experts += static_cast<double>(batch.touched_experts);
+    const double bytes =
+        experts / static_cast<double>(batches.size()) * static_cast<double>(expert_bytes(*weights));
+    const double matrices = spec.gated() ? 3.0 : 2.0;
+    const double flops = static_cast<double>(num_tokens * spec.routing.num_slots()) * 2.0 *
+                         matrices * static_cast<double>(spec.hidden_size) *
+                         static_cast<double>(spec.intermediate_size);
+    row.shape = model_.shape;
+    row.impl = fmt::format("gantry {}", model_.layers[0]->kernel().name);
+    row.routing = to_string(routing);
+    row.tokens = num_tokens;
+    row.ms_min = times.ms.front();
+    row.ms_median = times.at(0.5);
+    row.ms_p90 = times.at(0.9);
+    row.weight_gb_s = bytes / row.ms_median / 1e6;
+    row.tflops = flops / row.ms_median / 1e9;
+    row.ceiling_ms = std::max(bytes / ceilings_.read_gb_s / 1e6, flops / peak_tflops() / 1e9);
+    row.of_ceiling = row.ceiling_ms / row.ms_median;
+    row.batch_invariant_ratio = invariant_ratio;
+    return row;
+  }
+
+ private:
+  [[nodiscard]] double peak_tflops() const {
+    return model_.format == "bf16" && options_.activations == "bf16" ? ceilings_.bf16_tflops()
+                                                                     : ceilings_.fma_f32_tflops;
+  }
+
+  void measure_bandwidth() {
+    ceilings_.read_gb_s =
+        std::max(ceilings_.read_gb_s,
+                 measure_read_gb_s(isas_, options_.common.make_threads(), kReadBytes, 2));
+  }
+
+  void forward(const BenchBatch& batch, std::vector<Workspace>& workspaces,
+               std::vector<float>& out) {
+    model_.layers[batch.layer]->forward({.hidden_states = batch.hidden_states,
+                                         .topk_ids = batch.topk_ids,
+                                         .topk_weights = batch.topk_weights},
+                                        workspaces[batch.layer], out);
+  }
+
+  Times time(const std::vector<BenchBatch>& batches, std::vector<Workspace>& workspaces,
+             std::vector<float>& out) {
+    using Clock = std::chrono::steady_clock;
+    Times times;
+    const auto end = Clock::now() + std::chrono::duration<double>(options_.seconds);
+    for (size_t i = 0; Clock::now() < end || times.ms.size() < 5; ++i) {
+      const auto start = Clock::now();
+      forward(batches[i % batches.size()], workspaces, out);
+      times.ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    }
+    std::sort(times.ms.begin(), times.ms.end());
+    return times;
+  }
+
+  const BenchOptions& options_;
+  BenchModel model_;
+  IsaSet isas_;
+  MachineCeilings ceilings_;
+};
+
+BenchModel open_model(const BenchOptions& options, bool batch_invariant) {
+  FusedMoeOptions run;
+  run.threads = options.common.make_threads();
+  run.activations = options.activations == "f32" ? ActivationDType::kF32 : ActivationDType::kBF16;
+  run.batch_invariant = batch_invariant;
+  const auto bytes = static_cast<int64_t>(options.rotate_gb * 1e9);
+  return options.directory.empty()
+             ? make_bench_model(options.shape, options.format, bytes, run, options.seed)
+             : load_bench_model(options.directory, bytes, run);
+}
+
+int run_bench(const BenchOptions& options) {
+  for (const int64_t tokens : options.tokens) {
+    GANTRY_CHECK(tokens >= 1, ErrorCode::kInvalidArgument,
+                 "--tokens: expected at least 1, found {}", tokens);
+  }
+  std::vector<BenchRow> plotted;
+  for (const std::string& path : options.peers) {
+    for (BenchRow& row : read_bench_rows(path))
+      plotted.push_back(std::move(row));
+  }
+  const BenchFormat format =
+      options.common.json ? BenchFormat::kJsonLines : parse_bench_format(options.output);
+  const Output output(options.common);
+  Bench bench(options, open_model(options, options.batch_invariant), host_isas());
+  std::optional<Bench> plain;
+  if (options.batch_invariant) plain.emplace(options, open_model(options, false), host_isas());
+  const MachineCeilings& c = bench.ceilings();
+  if (format == BenchFormat::kMarkdown) {
+    output.text(fmt::format(
+        "{}: {} layer(s) of {} experts, {} weights, {} activations; {}, {} "
+        "thread(s), {}",
+        bench.model().shape, bench.model().layers.size(),
+        bench.model().layers[0]->weights()->num_slots, bench.model().format, options.activations,
+        cpu_model_name(), c.threads, bench.model().layers[0]->kernel().name));
+    output.text(
+        fmt::format("ceilings: read {:.1f} GB/s, f32 FMA {:.3f}, bf16 dot {:.3f}, AMX {:.3f} "
+                    "TFLOP/s\n",
+                    c.read_gb_s, c.fma_f32_tflops, c.dot_bf16_tflops, c.amx_bf16_tflops));
+  }
+  const auto print = [](const std::string& text) {
+    std::fputs(text.c_str(), stdout);
+    std::fflush(stdout);
+  };
+  if (format != BenchFormat::kJsonLines) print(bench_header(format) + "\n");
+  std::string impossible;
+  for (const std::string& name : options.routing) {
+    const BenchRouting routing = name == "zipf" ? BenchRouting::kZipf : BenchRouting::kUniform;
+    for (const int64_t tokens : options.tokens) {
+      double ratio = 0.0;
+      if (options.batch_invariant) {
+        // What the mode costs: layers with kernels chosen without it, timed right before.
+        const double without = plain->run(tokens, routing, 0.0).ms_median;
+        ratio = bench.run(tokens, routing, 0.0).ms_median / without;
+      }
+      const BenchRow row = bench.run(tokens, routing, ratio);
+      print(bench_line(row, format) + "\n");
+      plotted.push_back(row);
+      if (row.of_ceiling > kImpossible) {
+        impossible +=
+            fmt::format("{} tokens ({}): {:.3f} of the ceiling\n", tokens, name, row.of_ceiling);
+      }
+    }
+  }
+  if (!options.svg.empty()) {
+    std::ofstream file(options.svg);
+    file << bench_svg(plotted, fmt::format("{} on {}", bench.model().shape, cpu_model_name()));
+    file.close();
+    GANTRY_CHECK(file.good(), ErrorCode::kIo, "cannot write {}", options.svg);
+  }
+  if (!impossible.empty()) {
+    log_message(LogLevel::kError,
+                fmt::format("faster than the machine can be, so the measured ceiling is wrong:\n{}",
+                            impossible));
+    return kExitFinding;
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
+  auto options = std::make_shared<BenchOptions>();
+  CLI::App* command =
+      app.add_subcommand("bench", "Times MoE layers next to what the machine can do at most");
+  command->add_option("DIR", options->directory, "checkpoint directory (default: a made-up model)");
+  command->add_option("--shape", options->shape, "model whose shape to take")
+      ->capture_default_str();
+  command->add_option("--format", options->format, "weight format: bf16, f16 or f32")
+      ->capture_default_str();
+  command->add_option("--tokens", options->tokens, "numbers of tokens, comma separated")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--routing", options->routing, "uniform, zipf, comma separated")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"uniform", "zipf"}))
+      ->capture_default_str();
+  command->add_option("--activations", options->activations, "f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_flag("--batch-invariant", options->batch_invariant,
+                    "only kernels whose rows do not depend on their batch, and what that costs");
+  command->add_option("-o,--output", options->output, "md, csv or jsonl")
+      ->check(CLI::IsMember({"md", "csv", "jsonl"}))
+      ->capture_default_str();
+  command->add_option("--svg", options->svg, "file for a plot of time against tokens");
+  command->add_option("--peers", options->peers, "JSON lines of other programs, for the plot");
+  command->add_option("--seconds", options->seconds, "time a case")
+      ->check(CLI::Range(0.01, 600.0))
+      ->capture_default_str();
+  command
+      ->add_option("--rotate-gb", options->rotate_gb,
+                   "weights to rotate over, so that they come "
+                   "from memory")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->capture_default_str();
+  command->add_option("--seed", options->seed, "seed of weights and routings")
+      ->capture_default_str();
+  add_common_options(*command, options->common);
+  command->callback([options, &chosen] { chosen = [options] { return run_bench(*options); }; });
+}
+
+}  // namespace gantry::cli
