@@ -15,9 +15,9 @@
 namespace gantry {
 namespace {
 
-// Rows that stay in the L2 cache while the panels of a task pass by: 256 rows of 2048 bf16 are 1
-// MB.
-constexpr int64_t kChunkRows = 256;
+// Rows that stay in the L2 cache while the panels of a task pass by: 128 rows of 2048 bf16 are half
+// a MB, beside two panels of 128 KB (Zen 4, 1 MB of L2: 735 ms for 4096 tokens, 755 with 256).
+constexpr int64_t kChunkRows = 128;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -13,7 +13,13 @@ struct Vector {
     return static_cast<__mmask16>(count >= 16 ? 0xffffu : (1u << count) - 1u);
   }
   static Type loadu(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), p); }
-  static void store(float* p, Type v, int64_t count) { _mm512_mask_storeu_ps(p, mask(count), v); }
+  static void store(float* p, Type v, int64_t count) {
+    if (count >= kWidth) {
+      _mm512_storeu_ps(p, v);
+    } else {
+      _mm512_mask_storeu_ps(p, mask(count), v);
+    }
+  }
   // To nearest even on the integer bits (vcvtneps2bf16 would flush denormals); NaN stays quiet NaN.
   static __m512i bf16_bits(Type v) {
     const __m512i bits = _mm512_castps_si512(v);
@@ -27,7 +33,12 @@ struct Vector {
     return _mm512_castsi512_ps(_mm512_slli_epi32(bf16_bits(v), 16));
   }
   static void store_bf16(std::byte* p, Type v, int64_t count) {
-    _mm256_mask_storeu_epi16(p, mask(count), _mm512_cvtepi32_epi16(bf16_bits(v)));
+    const __m256i packed = _mm512_cvtepi32_epi16(bf16_bits(v));
+    if (count >= kWidth) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+    } else {
+      _mm256_mask_storeu_epi16(p, mask(count), packed);
+    }
   }
   static Type keep(Type v, int64_t count) { return _mm512_maskz_mov_ps(mask(count), v); }
   static Type set1(float v) { return _mm512_set1_ps(v); }

@@ -11,12 +11,12 @@
 namespace gantry::row_ops {
 
 // exp(x) to about 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, then a polynomial in r (Taylor
-// coefficients; the first term left out is r^8 / 40320 < 6e-9 relative) times 2^n. Inputs are
-// clamped to where the result is finite or zero; NaN stays NaN.
+// coefficients; the first term left out is r^8 / 40320 < 6e-9 relative) times 2^n: zero
+// or infinity where f32 is, and NaN stays NaN.
 template <typename V>
 typename V::Type exp(typename V::Type x) {
   // Constant first: min and max return their second operand where one is NaN.
-  x = V::min(V::set1(88.5F), V::max(V::set1(-103.0F), x));
+  x = V::min(V::set1(100.0F), V::max(V::set1(-103.0F), x));
   const auto n = V::round(V::mul(x, V::set1(1.44269504088896341F)));
   auto r = V::fma(n, V::set1(-0.693359375F), x);       // ln 2 in two parts: the first is exact
   r = V::fma(n, V::set1(2.12194440054690583e-4F), r);  // in few bits, so n times it is, too

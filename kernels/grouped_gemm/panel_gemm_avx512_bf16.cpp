@@ -13,35 +13,47 @@ namespace {
 constexpr int kMaxBlock = 12;
 constexpr int64_t kPrefetchRows = 8;  // as in the FMA file
 
-template <int kRows>
-void block(const PanelGemm& call, int64_t row, bool prefetches) {
+void fetch_line(const std::byte* line) { asm volatile("prefetcht1 %0" ::"m"(*line)); }
+
+// Row r of a block is reached as start[r / 3] + (r % 3) * stride: an address that needs no register
+// of its own.
+// `next` is fetched into the L2 cache, kLines lines for each pair of k.
+template <int kRows, int kLines>
+void block(const PanelGemm& call, int64_t row, const std::byte* next) {
+  constexpr int kStarts = (kRows + 2) / 3;
   __m512 sums[kRows][2];
 #pragma GCC unroll 12
   for (auto& line : sums)
     line[0] = line[1] = _mm512_setzero_ps();
-  const std::byte* x = call.x + row * call.x_stride;
-  const std::byte* next = call.next;
-  for (int64_t tile = 0; tile < call.k / 32; ++tile) {
-    const std::byte* panel = call.panel + tile * 2048;
-    const std::byte* inputs = x + tile * 64;
-#pragma GCC unroll 2
-    for (int pair = 0; pair < 16; ++pair) {
+  const int64_t stride = call.x_stride;
+  const std::byte* start[kStarts];
+  for (int i = 0; i < kStarts; ++i)
+    start[i] = call.x + (row + 3 * i) * stride;
+  const std::byte* panel = call.panel;
+  const std::byte* end = panel + call.k * 64;
+#pragma GCC unroll 1
+  while (panel != end) {
+#pragma GCC unroll 4
+    for (int pair = 0; pair < 2; ++pair) {
       const auto w0 = (__m512bh)_mm512_load_si512(panel + pair * 128);
       const auto w1 = (__m512bh)_mm512_load_si512(panel + pair * 128 + 64);
-      if (prefetches) {
-        _mm_prefetch(reinterpret_cast<const char*>(next + pair * 128), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(next + pair * 128 + 64), _MM_HINT_T1);
-      }
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         int bits;
-        std::memcpy(&bits, inputs + r * call.x_stride + pair * 4, 4);
+        std::memcpy(&bits, start[r / 3] + (r % 3) * stride + pair * 4, 4);
         const auto input = (__m512bh)_mm512_set1_epi32(bits);
         sums[r][0] = _mm512_dpbf16_ps(sums[r][0], input, w0);
         sums[r][1] = _mm512_dpbf16_ps(sums[r][1], input, w1);
+        // Written as assembly because the compiler would move all prefetches to one place.
+        if (kLines > 0 && r == 1) fetch_line(next + pair * kLines * 64);
+        if (kLines > 1 && r == kRows / 2 + 1) fetch_line(next + pair * kLines * 64 + 64);
       }
     }
-    next += 2048;
+    panel += 2 * 128;
+    next += 2 * kLines * 64;
+#pragma GCC unroll 4
+    for (int i = 0; i < kStarts; ++i)
+      start[i] += 2 * 4;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
@@ -50,20 +62,30 @@ void block(const PanelGemm& call, int64_t row, bool prefetches) {
   }
 }
 
+using Block = void (*)(const PanelGemm&, int64_t, const std::byte*);
+
+template <int kLines>
+constexpr Block kBlocks[kMaxBlock] = {block<1, kLines>,  block<2, kLines>,  block<3, kLines>,
+                                      block<4, kLines>,  block<5, kLines>,  block<6, kLines>,
+                                      block<7, kLines>,  block<8, kLines>,  block<9, kLines>,
+                                      block<10, kLines>, block<11, kLines>, block<12, kLines>};
+
 }  // namespace
 
 void panel_gemm_bf16_dot(const PanelGemm& call) noexcept {
-  using Block = void (*)(const PanelGemm&, int64_t, bool);
-  static constexpr Block kBlocks[kMaxBlock] = {block<1>, block<2>,  block<3>,  block<4>,
-                                               block<5>, block<6>,  block<7>,  block<8>,
-                                               block<9>, block<10>, block<11>, block<12>};
   const bool fetches = call.next != nullptr && call.num_rows >= kPrefetchRows;
   int64_t blocks = (call.num_rows + kMaxBlock - 1) / kMaxBlock;
+  const bool in_one = blocks == 1;  // else the last two blocks fetch one half each
   for (int64_t row = 0; row < call.num_rows; --blocks) {
     const int64_t rows = (call.num_rows - row + blocks - 1) / blocks;
+    if (!fetches || blocks > 2) {
+      kBlocks<0>[rows - 1](call, row, nullptr);
+    } else if (in_one) {
+      kBlocks<2>[rows - 1](call, row, call.next);
+    } else {
+      kBlocks<1>[rows - 1](call, row, call.next + (blocks == 1 ? call.k * 32 : 0));
+    }
     row += rows;
-    const bool last = row == call.num_rows;
-    kBlocks[rows - 1](call, row - rows, last && fetches);
   }
 }
 

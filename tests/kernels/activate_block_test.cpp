@@ -110,9 +110,8 @@ struct Expected {
 //   from e, times e / (1 + e), by which an error of e reaches the sum: |z| u where the product z is
 //     rounded, 4 u from the exponential itself (2 ulp);
 //   u each from the sum 1 + e, the quotient, the sum with beta and the last product.
-// The vectors' exponential stops at e^88.5, short of infinity: the quotient is then |a| e^-88.5
-// (and its roundings) instead of less. And the quotient may be denormal: half a step, times |u' +
-// beta|.
+// The exponential of f32 overflows after e^88.7: the quotient is then 0 instead of up to
+// |a| e^-88.7. And the quotient may be denormal: half a step, times |u' + beta|.
 Expected expected(const Spec& spec, float gate, float up) {
   if (spec.kind == kRelu2NoMul) {
     const double a = gate < 0.0F ? 0.0 : static_cast<double>(gate);
@@ -127,7 +126,7 @@ Expected expected(const Spec& spec, float gate, float up) {
   const double value = a / (1.0 + std::exp(-z)) * factor;
   const double reach = 1.0 / (1.0 + std::exp(z));
   const double roundings = 1.01 * ((std::fabs(z) + 4.0) * reach + 4.0);
-  const double tail = std::fabs(a) * std::exp(-88.5) * (1.0 + 8.0 * kF32Rounding) + kF32Tiny;
+  const double tail = std::fabs(a) * std::exp(-88.7) * (1.0 + 8.0 * kF32Rounding) + kF32Tiny;
   return {value, relative_tolerance(value, roundings) + tail * std::fabs(factor)};
 }
 
@@ -280,6 +279,14 @@ TEST_P(ActivateBlockTest, AnyOtherActivationIsCalledOnceARowWithBiasedValues) {
       const float up = gated ? block.c[i + 16] + block.bias_up[lane] : gate;
       EXPECT_NEAR(found[i], gate * 3.0F - up, 1e-6F) << "column " << lane;
     }
+  }
+}
+
+TEST_P(ActivateBlockTest, AGateFarBelowZeroShutsWhateverTheUp) {
+  for (const float gate : {-120.0F, -1e4F, -1e30F}) {
+    const Floats found = block_of({.kind = kSilu, .gated = true}, Floats(8, gate), Floats(8, 1e30F)).run(ops);
+    for (const float value : found)
+      EXPECT_EQ(value, 0.0F) << gate;
   }
 }
 

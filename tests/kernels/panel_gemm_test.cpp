@@ -176,6 +176,20 @@ TEST_P(PanelGemmKernelTest, SubnormalSumsAreKeptByFmaAndZeroToTheDotInstructions
     EXPECT_EQ(c, 0.0F);
 }
 
+TEST_P(PanelGemmKernelTest, SubnormalDifferencesAreKeptByFmaAndZeroToTheDotInstructions) {
+  // Two normal products, 1.5 x 2^-126 and -2^-126, in one pair of k, in two pairs, in two tiles.
+  for (const size_t second : {1U, 2U, 32U}) {
+    PanelCase c = random_case({.num_rows = 1, .k = 64});
+    std::fill(c.x.begin(), c.x.end(), 0.0F);
+    std::fill(c.w.begin(), c.w.end(), kernel.weights == DType::kF16 ? 1.0F : 0x1p-63F);
+    const float unit = kernel.weights == DType::kF16 ? 0x1p-126F : 0x1p-63F;
+    c.x[0] = 1.5F * unit;
+    c.x[second] = -unit;
+    c.store();
+    EXPECT_EQ(c.run(), Floats(kPanelWidth, flushes_denormals() ? 0.0F : 0x1p-127F)) << second;
+  }
+}
+
 TEST_P(PanelGemmKernelTest, TakesTheLargestMagnitudesOfItsType) {
   const float largest = kernel.weights == DType::kF16    ? 65504.0F
                         : kernel.weights == DType::kBF16 ? 0x1.fep127F
