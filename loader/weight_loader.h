@@ -18,7 +18,7 @@ struct LoadOptions {
   Threads threads;
   /// Staging memory of each reader. The loader never holds more than threads * this besides what it
   /// owns (one file row if that is larger).
-  int64_t staging_bytes = int64_t{4} << 20;
+  int64_t staging_bytes = int64_t{1} << 20;
   bool check_finite = true;  ///< NaN and infinity among weights are findings
   /// Called from reader threads with the bytes just read. May be empty.
   std::function<void(int64_t bytes)> progress;

@@ -34,6 +34,7 @@ INTERNAL_HEADERS = {
     "kernels/fused_moe/row_ops.h",
     "kernels/fused_moe/row_ops_vector.h",
     "kernels/grouped_gemm/amx_panel.h",
+    "kernels/grouped_gemm/pack_pairs.h",
     "kernels/topk/sparsemixer.h",
     "loader/config_reader.h",
     "loader/family_config_parts.h",

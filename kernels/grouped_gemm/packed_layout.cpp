@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/base/cpu_features.h"
 #include "kernels/base/float_convert.h"
+#include "kernels/grouped_gemm/pack_pairs.h"
 
 namespace gantry {
 namespace {
@@ -29,21 +31,10 @@ RowGroup group_at(const PackedLayout& layout, const StridedBlock& block, int64_t
   return {begin, count, packed + layout.offset_bytes(row, 0)};
 }
 
-// Pairs of columns of up to 16 contiguous bf16 rows, in steps that keep the lines of all rows and
-// of the panel in the L1 cache.
-void pack_pairs(const PackedLayout& layout, const StridedBlock& block, const RowGroup& group,
-                int64_t col_begin, int64_t num_pairs) {
-  constexpr int64_t kStep = 32;
-  constexpr int64_t kLineBytes = kPanelWidth * 4;
-  for (int64_t first = 0; first < num_pairs; first += kStep) {
-    const int64_t pairs = std::min(kStep, num_pairs - first);
-    std::byte* target = group.target + layout.offset_in_panel(0, col_begin + 2 * first) * 2;
-    for (int64_t r = 0; r < group.count; ++r) {
-      const std::byte* source = block.data + ((group.begin + r) * block.row_stride + 2 * first) * 2;
-      for (int64_t pair = 0; pair < pairs; ++pair)
-        copy_element<uint32_t>(source + pair * 4, target + pair * kLineBytes + r * 4);
-    }
-  }
+void pack_pairs(const PackPairs& call) noexcept {
+  static const auto run =
+      host_isas().contains(Isa::kAvx512) ? avx512::pack_pairs : scalar::pack_pairs;
+  run(call);
 }
 
 template <typename Element>
@@ -69,7 +60,13 @@ void pack_group(const PackedLayout& layout, const StridedBlock& block, const Row
                 int64_t col_begin) {
   const bool pairs = layout.dtype == DType::kBF16 && block.col_stride == 1 && col_begin % 2 == 0;
   const int64_t paired = pairs ? block.cols / 2 * 2 : 0;
-  if (pairs) pack_pairs(layout, block, group, col_begin, paired / 2);
+  if (pairs) {
+    pack_pairs({.source = block.data + group.begin * block.row_stride * 2,
+                .row_stride = block.row_stride * 2,
+                .num_rows = group.count,
+                .num_pairs = paired / 2,
+                .target = group.target + layout.offset_in_panel(0, col_begin) * 2});
+  }
   constexpr int64_t kStep = 64;
   for (int64_t c = paired; c < block.cols; c += kStep) {
     pack_elements<Element>(layout, block, group, col_begin, c, std::min(block.cols, c + kStep));

@@ -79,8 +79,32 @@ class CommandTest(unittest.TestCase):
         code, out, _ = run("info", "--json")
         self.assertEqual(code, OK)
         events = [json.loads(line) for line in out.splitlines()]
-        self.assertTrue(any(e["event"] == "kernel" and e["chosen"] for e in events))
+        kernels = {(e["weights"], e["activations"]): e for e in events if e["event"] == "kernel"}
+        self.assertEqual(len(kernels), 6)
+        self.assertTrue(kernels["bf16", "f32"]["name"].startswith("bf16_"))
+        self.assertIsInstance(kernels["bf16", "bf16"]["refused"], list)
+        self.assertTrue(any(e["event"] == "avx512_dot" and e["reason"] for e in events))
         self.assertTrue(any(e["event"] == "family" and e["name"] == "mixtral" for e in events))
+
+    def test_bench_prints_the_fields_that_peers_print(self):
+        # Tiny weights stay in caches, so the ceiling may be exceeded: then the exit code says so.
+        code, out, err = run("bench", str(GOLDEN / "families" / "mixtral"), "--tokens", "1,3",
+                             "--routing", "uniform,zipf", "--seconds", "0.02", "-o", "jsonl")
+        rows = [json.loads(line) for line in out.splitlines()]
+        self.assertEqual([(r["routing"], r["tokens"]) for r in rows],
+                         [("uniform", 1), ("uniform", 3), ("zipf", 1), ("zipf", 3)])
+        for row in rows:
+            for field in ("shape", "impl", "ms_min", "ms_median", "weight_gb_s", "tflops",
+                          "ceiling", "of_ceiling"):
+                self.assertIn(field, row)
+            self.assertLess(row["rel_err"], 1e-2)
+        over = any(row["of_ceiling"] > 1.03 for row in rows)
+        self.assertEqual(code, FINDING if over else OK, err)
+
+    def test_bench_refuses_what_it_does_not_know(self):
+        for arguments in (["--shape", "nothing"], ["--format", "fp3"], ["--tokens", "0"]):
+            code, _, err = run("bench", *arguments)
+            self.assertEqual(code, USAGE, err)
 
     def test_verify_matches_the_reference(self):
         for activations in ("f32", "bf16", "scheme"):
