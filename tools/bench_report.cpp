@@ -43,8 +43,8 @@ struct MarkdownColumn {
   int width;
   bool is_text;
 };
-constexpr std::array<MarkdownColumn, 10> kMarkdownColumns = {{{"shape", 14, true},
-                                                              {"impl", 26, true},
+constexpr std::array<MarkdownColumn, 11> kMarkdownColumns = {{{"shape", 14, true},
+                                                              {"impl", 28, true},
                                                               {"routing", 8, true},
                                                               {"tokens", 6, false},
                                                               {"ms", 8, false},
@@ -52,7 +52,8 @@ constexpr std::array<MarkdownColumn, 10> kMarkdownColumns = {{{"shape", 14, true
                                                               {"TFLOP/s", 7, false},
                                                               {"ceiling ms", 10, false},
                                                               {"of ceiling", 10, false},
-                                                              {"rel err", 7, false}}};
+                                                              {"rel err", 7, false},
+                                                              {"invariant", 9, false}}};
 using MarkdownCells = std::array<std::string, kMarkdownColumns.size()>;
 
 std::string markdown_line(const MarkdownCells& cells) {
@@ -94,12 +95,13 @@ std::string markdown_header() {
 }
 
 std::string markdown_row(const BenchRow& row) {
-  return markdown_line({markdown_text(row.shape), markdown_text(row.impl),
-                        markdown_text(row.routing), std::to_string(row.tokens),
-                        rounded(row.ms_median), rounded(row.weight_gb_s), rounded(row.tflops),
-                        rounded(row.ceiling_ms),
-                        row.of_ceiling == 0 ? "-" : fmt::format("{:.0f} %", 100 * row.of_ceiling),
-                        row.rel_err == 0 ? "-" : fmt::format("{:.1e}", row.rel_err)});
+  return markdown_line(
+      {markdown_text(row.shape), markdown_text(row.impl), markdown_text(row.routing),
+       std::to_string(row.tokens), rounded(row.ms_median), rounded(row.weight_gb_s),
+       rounded(row.tflops), rounded(row.ceiling_ms),
+       row.of_ceiling == 0 ? "-" : fmt::format("{:.0f} %", 100 * row.of_ceiling),
+       row.rel_err == 0 ? "-" : fmt::format("{:.1e}", row.rel_err),
+       row.batch_invariant_ratio == 0 ? "-" : fmt::format("{:.2f}x", row.batch_invariant_ratio)});
 }
 
 // ---- CSV and JSON lines ------------------------------------------------------------------------

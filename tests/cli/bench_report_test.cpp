@@ -194,15 +194,16 @@ TEST(BenchReport, Csv) {
 TEST(BenchReport, Markdown) {
   const std::string header = bench_header(BenchFormat::kMarkdown);
   EXPECT_EQ(count(header, "\n"), 1U);
-  EXPECT_EQ(count(header, "|"), 22U);
+  EXPECT_EQ(count(header, "|"), 24U);
   const std::string line = bench_line(sample_row(), BenchFormat::kMarkdown);
   EXPECT_EQ(2 * line.size() + 1, header.size());  // columns stand below their titles
-  for (const std::string_view part : {" 33.1 |", "28.4 |", "0.300 |", "87 % |", "3.1e-03 |"})
+  for (const std::string_view part :
+       {" 33.1 |", "28.4 |", "0.300 |", "87 % |", "3.1e-03 |", "1.02x |"})
     EXPECT_THAT(line, HasSubstr(part));
   BenchRow row = timed_row("a|b\nc", 1, 2);
   const std::string unknown = bench_line(row, BenchFormat::kMarkdown);
   EXPECT_THAT(unknown, HasSubstr("a\\|b c"));
-  EXPECT_EQ(count(unknown, " - |"), 5U);  // GB/s, TFLOP/s, ceiling, of ceiling, rel err
+  EXPECT_EQ(count(unknown, " - |"), 6U);  // GB/s, TFLOP/s, ceiling, of ceiling, rel err, invariant
 }
 
 TEST(BenchReport, FormatNames) {
