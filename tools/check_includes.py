@@ -37,6 +37,8 @@ INTERNAL_HEADERS = {
     "kernels/grouped_gemm/pack_pairs.h",
     "kernels/topk/sparsemixer.h",
     "loader/config_reader.h",
+    "loader/encodings/decoders.h",
+    "loader/encodings/scale_grid.h",
     "loader/family_config_parts.h",
     "loader/json_handler.h",
     "loader/read_job.h",

@@ -1,0 +1,226 @@
+#include "loader/encodings/quant_scheme.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "kernels/base/check.h"
+#include "loader/config_reader.h"
+#include "loader/strict_json.h"
+
+// One reader a quant_method. What they share is little: each exporter has its own words.
+
+namespace gantry {
+namespace {
+
+constexpr int64_t kMaxGroup = int64_t{1} << 20;
+
+void append(std::string& method, const std::string& detail) {
+  method += ' ';
+  method += detail;
+}
+
+int read_bits(const ConfigReader& config, ConfigReader::Keys keys) {
+  return static_cast<int>(config.require_int(keys, 1, 8));
+}
+
+// -1 (and compressed-tensors' null) mean one group a row.
+void read_group(const ConfigReader& config, ConfigReader::Keys keys, QuantScheme& scheme) {
+  const int64_t group = config.int_in_range_or(keys, -1, -1, kMaxGroup);
+  scheme.group_size = group > 0 ? group : 0;
+  scheme.grid = ScaleGrid::kGroup;
+}
+
+void set_blocks(QuantScheme& scheme, const std::vector<std::string>& sizes,
+                const ConfigReader& config) {
+  GANTRY_CHECK(sizes.size() == 2, ErrorCode::kFormat,
+               "{}: block size: expected two numbers, found {}", config.source(), sizes.size());
+  const auto number = [&](const std::string& text) {
+    const int64_t value = text.size() <= 7 ? std::strtoll(text.c_str(), nullptr, 10) : 0;
+    GANTRY_CHECK(value >= 1, ErrorCode::kFormat,
+                 "{}: block size: expected a positive number, "
+                 "found '{}'",
+                 config.source(), text);
+    return value;
+  };
+  scheme.grid = ScaleGrid::kBlock;
+  scheme.block_rows = number(sizes[0]);
+  scheme.block_cols = number(sizes[1]);
+}
+
+void read_gptq(const ConfigReader& config, QuantScheme& scheme) {
+  scheme.bits = read_bits(config, {"bits"});
+  read_group(config, {"group_size"}, scheme);
+  scheme.symmetric = config.bool_or({"sym"}, true);
+  scheme.act_order = config.bool_or({"desc_act"}, false);
+  const std::string format = config.string_or({"checkpoint_format"}, "gptq");
+  GANTRY_CHECK(format == "gptq" || format == "gptq_v2" || format == "gemm", ErrorCode::kUnsupported,
+               "{}: GPTQ checkpoint_format '{}': expected gptq or gptq_v2", config.source(),
+               format);
+  scheme.zero_minus_one = format != "gptq_v2";
+}
+
+void read_awq(const ConfigReader& config, QuantScheme& scheme) {
+  scheme.int_packing = IntPacking::kAwq;
+  scheme.bits = read_bits(config, {"bits", "w_bit"});
+  read_group(config, {"group_size", "q_group_size"}, scheme);
+  scheme.symmetric = !config.bool_or({"zero_point"}, true);
+}
+
+void read_fp8(const ConfigReader& config, QuantScheme& scheme) {
+  if (const auto blocks = config.find_list("weight_block_size")) {
+    set_blocks(scheme, *blocks, config);
+  }
+}
+
+void read_auto_round(const ConfigReader& config, QuantScheme& scheme) {
+  const std::string packing = config.string_or({"packing_format"}, "auto_round:auto_gptq");
+  append(scheme.method, packing);
+  if (packing == "auto_round:auto_awq") return read_awq(config, scheme);
+  if (packing == "auto_round:auto_gptq") return read_gptq(config, scheme);
+  if (packing == "auto_round:fp8_static") {
+    scheme.grid = ScaleGrid::kChannel;
+    return;
+  }
+  if (packing == "auto_round:fp8") {
+    const auto blocks = config.find_list("weight_block_size");
+    GANTRY_CHECK(blocks.has_value(), ErrorCode::kFormat,
+                 "{}: auto_round:fp8 without weight_block_size", config.source());
+    return set_blocks(scheme, *blocks, config);
+  }
+  GANTRY_CHECK(packing == "auto_round:llm_compressor", ErrorCode::kUnsupported,
+               "{}: packing_format '{}' is not known", config.source(), packing);
+  read_group(config, {"group_size"}, scheme);
+}
+
+void read_compressed_tensors(const ConfigReader& config, const nlohmann::json& object,
+                             QuantScheme& scheme) {
+  const auto groups = object.find("config_groups");
+  GANTRY_CHECK(groups != object.end() && groups->is_object() && !groups->empty(),
+               ErrorCode::kFormat, "{}: compressed-tensors without config_groups", config.source());
+  GANTRY_CHECK(groups->size() == 1, ErrorCode::kUnsupported,
+               "{}: {} config groups: mixed precision cannot be read yet", config.source(),
+               groups->size());
+  GANTRY_CHECK(groups->begin()->is_object(), ErrorCode::kFormat,
+               "{}: config_groups: expected objects", config.source());
+  const ConfigReader group(*groups->begin(), config.source());
+  const ConfigReader weights = group.object_or_empty("weights");
+  append(scheme.method, group.string_or({"format"}, config.string_or({"format"}, "")));
+  scheme.bits = read_bits(weights, {"num_bits"});
+  scheme.symmetric = weights.bool_or({"symmetric"}, true);
+  scheme.act_order = weights.string_or({"actorder"}, "") == "group";
+  const std::string strategy = weights.string_or({"strategy"}, "tensor");
+  if (strategy == "channel") {
+    scheme.grid = ScaleGrid::kChannel;
+  } else if (strategy == "group" || strategy == "tensor_group") {
+    read_group(weights, {"group_size"}, scheme);
+  } else if (strategy == "block") {
+    const auto blocks = weights.find_list("block_structure");
+    GANTRY_CHECK(blocks.has_value(), ErrorCode::kFormat,
+                 "{}: strategy block without block_structure", config.source());
+    set_blocks(scheme, *blocks, config);
+  } else {
+    GANTRY_CHECK(strategy == "tensor", ErrorCode::kUnsupported,
+                 "{}: weights.strategy '{}' is not known", config.source(), strategy);
+  }
+}
+
+void read_modelopt(const ConfigReader& config, QuantScheme& scheme) {
+  std::string algorithm = config.string_or({"quant_algo"}, "");
+  append(scheme.method, algorithm);
+  std::transform(algorithm.begin(), algorithm.end(), algorithm.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  struct Row {
+    std::string_view algorithm;
+    ScaleGrid grid;
+    int64_t size;
+    int bits;
+  };
+  constexpr std::array<Row, 10> kRows = {{{"FP8", ScaleGrid::kTensor, 0, 0},
+                                          {"FP8_PB_WO", ScaleGrid::kBlock, 128, 0},
+                                          {"FP8_PER_CHANNEL_PER_TOKEN", ScaleGrid::kChannel, 0, 0},
+                                          {"W8A8_SQ_PER_CHANNEL", ScaleGrid::kChannel, 0, 8},
+                                          {"MXFP4", ScaleGrid::kGroup, 32, 0},
+                                          {"MXFP8", ScaleGrid::kGroup, 32, 0},
+                                          {"W4A8_MXFP4_FP8", ScaleGrid::kGroup, 32, 0},
+                                          {"NVFP4", ScaleGrid::kGroup, 16, 0},
+                                          {"W4A16_NVFP4", ScaleGrid::kGroup, 16, 0},
+                                          {"W4A16_AWQ", ScaleGrid::kGroup, 128, 4}}};
+  const auto* row = std::find_if(kRows.begin(), kRows.end(),
+                                 [&](const Row& r) { return r.algorithm == algorithm; });
+  GANTRY_CHECK(row != kRows.end(), ErrorCode::kUnsupported,
+               "{}: ModelOpt quant_algo '{}' is not known", config.source(), algorithm);
+  scheme.grid = row->grid;
+  scheme.bits = row->bits;
+  if (row->grid == ScaleGrid::kBlock) scheme.block_rows = scheme.block_cols = row->size;
+  if (row->grid == ScaleGrid::kGroup) {
+    scheme.group_size = config.int_in_range_or({"group_size"}, row->size, 1, kMaxGroup);
+  }
+}
+
+void read_quark(const ConfigReader& config, QuantScheme& scheme) {
+  const ConfigReader weight =
+      config.object_or_empty("global_quant_config").object_or_empty("weight");
+  const std::string qscheme = weight.string_or({"qscheme"}, "");
+  append(scheme.method, weight.string_or({"dtype"}, ""));
+  append(scheme.method, qscheme);
+  if (qscheme == "per_channel") {
+    scheme.grid = ScaleGrid::kChannel;
+  } else if (qscheme == "per_group") {
+    read_group(weight, {"group_size"}, scheme);
+  } else {
+    GANTRY_CHECK(qscheme == "per_tensor", ErrorCode::kUnsupported,
+                 "{}: Quark qscheme '{}' is not known", config.source(), qscheme);
+  }
+}
+
+}  // namespace
+
+std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
+                                             const std::string& source) {
+  const nlohmann::json root = parse_strict_json(config_text, source);
+  const nlohmann::json* object = nullptr;
+  if (root.is_object()) {
+    if (const auto found = root.find("quantization_config"); found != root.end()) {
+      object = &*found;
+    } else if (const auto text = root.find("text_config");
+               text != root.end() && text->is_object()) {
+      const auto nested = text->find("quantization_config");
+      if (nested != text->end()) object = &*nested;
+    }
+  }
+  if (object == nullptr || object->is_null()) return std::nullopt;
+  GANTRY_CHECK(object->is_object(), ErrorCode::kFormat,
+               "{}: quantization_config: expected an object", source);
+  const ConfigReader config(*object, source);
+  QuantScheme scheme;
+  scheme.method = config.string_or({"quant_method"}, "");
+  const std::string method = scheme.method;
+  if (method == "gptq") {
+    read_gptq(config, scheme);
+  } else if (method == "awq") {
+    read_awq(config, scheme);
+  } else if (method == "fp8") {
+    read_fp8(config, scheme);
+  } else if (method == "auto-round") {
+    read_auto_round(config, scheme);
+  } else if (method == "compressed-tensors") {
+    read_compressed_tensors(config, *object, scheme);
+  } else if (method == "modelopt") {
+    read_modelopt(config, scheme);
+  } else if (method == "quark") {
+    read_quark(config, scheme);
+  } else if (method == "mxfp4" || method == "mxfp8") {
+    scheme.grid = ScaleGrid::kGroup;
+    scheme.group_size = 32;
+  } else {
+    GANTRY_CHECK(method == "bitsandbytes", ErrorCode::kUnsupported,
+                 "{}: quant_method '{}' is not known", source, method);
+    scheme.grid = ScaleGrid::kChannel;
+  }
+  return scheme;
+}
+
+}  // namespace gantry

@@ -1,0 +1,211 @@
+// Every encoding against what real exporters wrote: expert 0 of each checkpoint, whose first 16
+// rows the reference gives as its format defines them in float32 (tests/golden/README.md).
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <vector>
+
+#include "loader/encodings/encoded_matrix.h"
+#include "loader/encodings/quant_scheme.h"
+#include "loader/safetensors.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/golden_dirs.h"
+
+namespace gantry::test {
+namespace {
+
+/// A file's tensors in memory, and its scheme.
+class EncodedFile {
+ public:
+  explicit EncodedFile(const std::filesystem::path& path) : file_(path) {
+    for (const TensorInfo& info : file_.header().tensors) {
+      std::vector<std::byte> bytes(static_cast<size_t>(info.num_bytes()));
+      file_.read(info.begin, bytes.data(), info.num_bytes());
+      bytes_.emplace(info.name, std::move(bytes));
+    }
+    const std::string config = file_.header().metadata.at("quantization_config");
+    scheme = read_quant_scheme(config, path.filename().string()).value();
+  }
+
+  [[nodiscard]] const TensorInfo& info(const std::string& name) const { return *file_.find(name); }
+
+  [[nodiscard]] std::vector<float> rows16(const std::string& projection) const {
+    const std::vector<std::byte>& bytes = bytes_.at(projection + ".rows16");
+    std::vector<float> values(bytes.size() / 4);
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+  }
+
+  /// H 256 of every golden; the intermediate size is the input of down.
+  [[nodiscard]] EncodedMatrix matrix(const std::string& projection) const {
+    const int64_t intermediate = info("down.rows16").shape[1];
+    const int64_t hidden = info("gate.rows16").shape[1];
+    EncodedMatrix matrix;
+    matrix.size =
+        projection == "down" ? MatrixSize{hidden, intermediate} : MatrixSize{intermediate, hidden};
+    for (const TensorInfo& tensor : file_.header().tensors) {
+      if (!tensor.name.starts_with(projection + ".") || tensor.name.ends_with(".rows16")) continue;
+      matrix.tensors.emplace(
+          tensor.name.substr(projection.size() + 1),
+          EncodedTensor{tensor.name, tensor.dtype, tensor.shape, bytes_.at(tensor.name).data()});
+    }
+    return matrix;
+  }
+
+  QuantScheme scheme;
+
+ private:
+  SafetensorsFile file_;
+  std::map<std::string, std::vector<std::byte>> bytes_;
+};
+
+// Neighbours in f32 count as equal: formulas of two products round once or twice.
+bool within_one_ulp(float a, float b) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return a == b || std::nextafter(a, kInfinity) == b || std::nextafter(a, -kInfinity) == b;
+}
+
+std::vector<std::filesystem::path> encoded_files() {
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(golden_root() / "encodings")) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+class EncodingGoldenTest : public testing::TestWithParam<std::filesystem::path> {};
+
+TEST_P(EncodingGoldenTest, DequantizesTheFirstRowsToWithinOneUlp) {
+  const EncodedFile file(GetParam());
+  for (const std::string projection : {"gate", "up", "down"}) {
+    const EncodedMatrix matrix = file.matrix(projection);
+    SCOPED_TRACE(projection + " by " + std::string(find_encoding(file.scheme, matrix).name));
+    const std::vector<float> decoded = decode_matrix(file.scheme, matrix);
+    const std::vector<float> expected = file.rows16(projection);
+    ASSERT_EQ(decoded.size(), static_cast<size_t>(matrix.size.out * matrix.size.in));
+    size_t wrong = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (within_one_ulp(decoded[i], expected[i])) continue;
+      if (++wrong <= 3) {
+        ADD_FAILURE() << "element " << i << ": found " << decoded[i] << ", expected "
+                      << expected[i];
+      }
+    }
+    EXPECT_EQ(wrong, 0U) << "of " << expected.size();
+  }
+}
+
+// Whatever is cut off or has another type is refused, never decoded into something.
+TEST_P(EncodingGoldenTest, RefusesAMatrixWithoutOneOfItsTensors) {
+  const EncodedFile file(GetParam());
+  const EncodedMatrix whole = file.matrix("gate");
+  const std::vector<float> intact = decode_matrix(file.scheme, whole);
+  for (const auto& [suffix, tensor] : whole.tensors) {
+    EncodedMatrix damaged = whole;
+    damaged.tensors.erase(suffix);
+    try {
+      // Tensors that the weights do not need: shapes, input scales, an order of groups that is the
+      // natural one.
+      EXPECT_EQ(decode_matrix(file.scheme, damaged), intact) << suffix;
+    } catch (const Error& error) {
+      EXPECT_TRUE(error.code() == ErrorCode::kFormat || error.code() == ErrorCode::kUnsupported)
+          << suffix << ": " << error.what();
+    }
+  }
+}
+
+TEST_P(EncodingGoldenTest, RefusesASizeThatTheTensorsDoNotHave) {
+  const EncodedFile file(GetParam());
+  for (const bool wider : {false, true}) {
+    EncodedMatrix matrix = file.matrix("down");
+    (wider ? matrix.size.in : matrix.size.out) += 128;
+    EXPECT_THROW((void)decode_matrix(file.scheme, matrix), Error) << "wider: " << wider;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Exporters, EncodingGoldenTest, testing::ValuesIn(encoded_files()),
+                         [](const auto& tested) {
+                           std::string name = tested.param.stem().string();
+                           std::replace_if(
+                               name.begin(), name.end(),
+                               [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
+                           return name;
+                         });
+
+TEST(QuantSchemeTest, AnUnquantizedConfigHasNone) {
+  EXPECT_FALSE(read_quant_scheme(R"({"model_type": "mixtral"})", "config.json").has_value());
+}
+
+TEST(QuantSchemeTest, RefusesWhatItDoesNotKnow) {
+  const auto read = [](const char* quant) {
+    return [=] {
+      (void)read_quant_scheme(std::string(R"({"quantization_config": )") + quant + "}", "c.json");
+    };
+  };
+  expect_error(read(R"({"quant_method": "hqq"})"), ErrorCode::kUnsupported, {"hqq"});
+  expect_error(read(R"({"quant_method": "modelopt", "quant_algo": "X"})"), ErrorCode::kUnsupported,
+               {"quant_algo", "X"});
+  expect_error(read(R"({"quant_method": "gptq", "bits": 9})"), ErrorCode::kFormat, {"bits", "9"});
+  expect_error(read(R"({"quant_method": "fp8", "weight_block_size": [128]})"), ErrorCode::kFormat,
+               {"block size"});
+  expect_error(read(R"({"quant_method": "fp8", "weight_block_size": [128, 0]})"),
+               ErrorCode::kFormat, {"block size", "0"});
+  expect_error(read(R"({"quant_method": "compressed-tensors"})"), ErrorCode::kFormat,
+               {"config_groups"});
+  expect_error(read("[]"), ErrorCode::kFormat, {"object"});
+}
+
+TEST(DecodeMatrixTest, TheHighestZeroPointOfGptqsFirstFormatIsSixteen) {
+  // One output, 32 inputs, 4 bits: all codes 15, stored zero point 15: q - (15 + 1) = -1.
+  const std::vector<uint32_t> codes(4 * 8, 0xffffffffu);
+  const std::vector<uint32_t> zeros(1, 0xffffffffu);
+  const std::vector<float> scales(8, 0.5F);
+  QuantScheme scheme;
+  scheme.bits = 4;
+  scheme.symmetric = false;
+  scheme.grid = ScaleGrid::kGroup;
+  scheme.group_size = 32;
+  EncodedMatrix matrix;
+  matrix.size = {8, 32};
+  const auto add = [&](const char* suffix, DType dtype, std::vector<int64_t> shape,
+                       const void* data) {
+    matrix.tensors[suffix] = {suffix, dtype, std::move(shape), static_cast<const std::byte*>(data)};
+  };
+  add("qweight", DType::kI32, {4, 8}, codes.data());
+  add("qzeros", DType::kI32, {1, 1}, zeros.data());
+  add("scales", DType::kF32, {1, 8}, scales.data());
+  EXPECT_EQ(decode_matrix(scheme, matrix), std::vector<float>(8 * 32, -0.5F));
+  scheme.zero_minus_one = false;
+  EXPECT_EQ(decode_matrix(scheme, matrix), std::vector<float>(8 * 32, 0.0F));
+}
+
+TEST(DecodeMatrixTest, RefusesAGroupIndexOutOfRange) {
+  const std::vector<uint32_t> codes(4 * 8, 0);
+  const std::vector<uint32_t> zeros(1, 0);
+  const std::vector<float> scales(8, 1.0F);
+  std::vector<int32_t> groups(32, 0);
+  groups[7] = 1;
+  QuantScheme scheme;
+  scheme.bits = 4;
+  scheme.group_size = 32;
+  EncodedMatrix matrix;
+  matrix.size = {8, 32};
+  const auto bytes = [](const auto& values) {
+    return reinterpret_cast<const std::byte*>(values.data());
+  };
+  matrix.tensors["qweight"] = {"qweight", DType::kI32, {4, 8}, bytes(codes)};
+  matrix.tensors["qzeros"] = {"qzeros", DType::kI32, {1, 1}, bytes(zeros)};
+  matrix.tensors["scales"] = {"scales", DType::kF32, {1, 8}, bytes(scales)};
+  matrix.tensors["g_idx"] = {"g_idx", DType::kI32, {32}, bytes(groups)};
+  expect_error([&] { (void)decode_matrix(scheme, matrix); }, ErrorCode::kFormat,
+               {"g_idx", "element 7", "found 1"});
+}
+
+}  // namespace
+}  // namespace gantry::test
