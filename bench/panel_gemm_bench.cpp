@@ -1,5 +1,5 @@
-// Times every panel GEMM kernel on one core: a panel of w13 of Qwen3-30B-A3B (32 columns, k 2048) that
-// stays in the L2 cache, so that what is seen is the kernel and not the memory.
+// Times every panel GEMM kernel on one core: a panel of w13 of Qwen3-30B-A3B (32 columns, k 2048)
+// that stays in the L2 cache, so that what is seen is the kernel and not the memory.
 
 #include <benchmark/benchmark.h>
 

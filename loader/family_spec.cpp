@@ -34,22 +34,70 @@ std::string substitute_block(std::string_view pattern, std::string_view block) {
   return text;
 }
 
-// Separates the last segment into base name and kind according to the pattern's naming; `segment`
-// is the pattern's last segment. For kModule the kind is a segment of its own.
-std::optional<TensorKind> kind_of_parameter(std::string_view found, std::string_view segment,
-                                            Naming naming) {
-  if (found == segment) return TensorKind::kWeight;
-  if (naming == Naming::kParameter && found.size() == segment.size() + 5 &&
-      found.starts_with(segment) && found.ends_with("_bias")) {
-    return TensorKind::kBias;
+// Further tensors of quantized matrices, as modules name them ("<module>.<suffix>").
+constexpr std::array<std::string_view, 22> kEncodedSuffixes = {
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight_packed",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scale_2",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_g_idx",
+    "weight_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "pre_quant_scale",
+    "input_global_scale",
+    "weight.absmax",
+    "weight.quant_map",
+    "SCB",
+    "weight_format",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4"};
+
+// The same where experts are parameters ("<parameter>_<word>").
+struct ParameterSuffix {
+  std::string_view word;
+  std::string_view suffix;
+};
+constexpr std::array<ParameterSuffix, 3> kParameterSuffixes = {
+    {{"_scale_inv", "weight_scale_inv"}, {"_blocks", "blocks"}, {"_scales", "scales"}}};
+
+// Sets kind and suffix of a module's tensor, "weight" or what stands behind the module's name.
+bool read_module_kind(std::string_view rest, TensorRef& ref) {
+  if (rest == "weight" || rest == "bias") {
+    ref.kind = rest == "weight" ? TensorKind::kWeight : TensorKind::kBias;
+    return true;
   }
-  return std::nullopt;
+  if (std::find(kEncodedSuffixes.begin(), kEncodedSuffixes.end(), rest) == kEncodedSuffixes.end()) {
+    return false;
+  }
+  ref.kind = TensorKind::kEncoded;
+  ref.suffix = rest;
+  return true;
 }
 
-std::optional<TensorKind> kind_of_module(std::string_view last) {
-  if (last == "weight") return TensorKind::kWeight;
-  if (last == "bias") return TensorKind::kBias;
-  return std::nullopt;
+// The same for a parameter; `segment` is the pattern's last segment.
+bool read_parameter_kind(std::string_view found, std::string_view segment, Naming naming,
+                         TensorRef& ref) {
+  if (found == segment) return true;
+  if (naming != Naming::kParameter || !found.starts_with(segment)) return false;
+  const std::string_view rest = found.substr(segment.size());
+  if (rest == "_bias") {
+    ref.kind = TensorKind::kBias;
+    return true;
+  }
+  for (const auto& [word, suffix] : kParameterSuffixes) {
+    if (rest != word) continue;
+    ref.kind = TensorKind::kEncoded;
+    ref.suffix = suffix;
+    return true;
+  }
+  return false;
 }
 
 // Modules that hold MoE layers of their own which are not part of the decoder stack.
@@ -109,7 +157,15 @@ std::string_view to_string(Part part) noexcept {
 }
 
 std::string_view to_string(TensorKind kind) noexcept {
-  return kind == TensorKind::kWeight ? "weight" : "bias";
+  switch (kind) {
+    case TensorKind::kWeight:
+      return "weight";
+    case TensorKind::kBias:
+      return "bias";
+    case TensorKind::kEncoded:
+      return "encoded";
+  }
+  return "unknown";
 }
 
 std::optional<int> parse_index(std::string_view text) noexcept {
@@ -157,8 +213,8 @@ std::optional<TensorRef> NameMap::match(const std::vector<std::string_view>& seg
   for (const Compiled& candidate : compiled_) {
     const TensorPattern& pattern = family_->tensors[static_cast<size_t>(candidate.pattern)];
     const size_t length = candidate.segments.size();
-    const size_t expected = pattern.naming == Naming::kModule ? length + 1 : length;
-    if (segments.size() != expected) continue;
+    const bool is_module = pattern.naming == Naming::kModule;
+    if (is_module ? segments.size() <= length : segments.size() != length) continue;
 
     TensorRef ref;
     ref.part = pattern.part;
@@ -172,17 +228,16 @@ std::optional<TensorRef> NameMap::match(const std::vector<std::string_view>& seg
         same = id.has_value();
         ref.expert = id.value_or(-1);
       } else if (is_last && pattern.naming != Naming::kModule) {
-        const auto kind = kind_of_parameter(segments[i], candidate.segments[i], pattern.naming);
-        same = kind.has_value();
-        ref.kind = kind.value_or(TensorKind::kWeight);
+        same = read_parameter_kind(segments[i], candidate.segments[i], pattern.naming, ref);
       } else {
         same = segments[i] == candidate.segments[i];
       }
     }
-    if (same && pattern.naming == Naming::kModule) {
-      const auto kind = kind_of_module(segments.back());
-      same = kind.has_value();
-      ref.kind = kind.value_or(TensorKind::kWeight);
+    if (same && is_module) {
+      // All segments are views into one name, so what follows the module is one piece of it.
+      const char* rest = segments[length].data();
+      const char* end = segments.back().data() + segments.back().size();
+      same = read_module_kind({rest, static_cast<size_t>(end - rest)}, ref);
     }
     if (same) return ref;
   }
@@ -279,11 +334,15 @@ std::string NameMap::format(const TensorRef& ref) const {
   switch (pattern.naming) {
     case Naming::kModule:
       if (ref.base_layer) name += ".base_layer";
-      name += ref.kind == TensorKind::kWeight ? ".weight" : ".bias";
+      name += '.';
+      name += ref.kind == TensorKind::kEncoded ? std::string_view(ref.suffix) : to_string(ref.kind);
       break;
     case Naming::kParameter:
       if (ref.base_layer) name.insert(name.rfind('.'), ".base_layer");
       if (ref.kind == TensorKind::kBias) name += "_bias";
+      for (const auto& [word, suffix] : kParameterSuffixes) {
+        if (ref.kind == TensorKind::kEncoded && suffix == ref.suffix) name += word;
+      }
       break;
     case Naming::kExact:
       break;

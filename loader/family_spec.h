@@ -38,8 +38,12 @@ enum class Part : uint8_t {
 
 std::string_view to_string(Part part) noexcept;
 
-/// Which tensor of a part: its weight or its bias. Encodings of quantized weights add kinds.
-enum class TensorKind : uint8_t { kWeight, kBias };
+/// Which tensor of a part.
+enum class TensorKind : uint8_t {
+  kWeight,
+  kBias,
+  kEncoded,  ///< one of the further tensors of a quantized matrix: `TensorRef::suffix` says which
+};
 
 std::string_view to_string(TensorKind kind) noexcept;
 
@@ -109,6 +113,7 @@ struct TensorRef {
   int expert = -1;  ///< -1: all experts of the layer, or not per expert
   Part part = Part::kOther;
   TensorKind kind = TensorKind::kWeight;
+  std::string suffix = {};  ///< kEncoded: "weight_scale", "qweight" ...
   int pattern = -1;         ///< index into FamilySpec::tensors
   int block = 0;            ///< index into FamilySpec::blocks
   bool base_layer = false;  ///< written with an adapter's ".base_layer" infix

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kernels/base/check.h"
+#include "loader/encoded_job.h"
 
 // For every destination of this rank the plan finds the tensor that provides it and the strided
 // piece of it. Pieces of one expert's slab of one tensor are read together: a fused gate_up tensor
@@ -89,8 +90,43 @@ class Planner {
     }
   }
 
+  // A quantized matrix of one expert: decoded whole, then cut.
+  void add_encoded(const LayerTensors& tensors, Part part, int expert, const Slice& intermediate,
+                   const SlotLayout& layout, std::byte* slots,
+                   const std::vector<int32_t>& slot_ids) {
+    const PartSlice slice =
+        tp_slice(part, TensorKind::kWeight, part_size(part, layer_), intermediate);
+    if (slice.out.size() == 0 || slice.in.size() == 0) return;
+    EncodedJob job;
+    job.expert = expert;
+    job.part = part;
+    job.out = slice.out;
+    job.in = slice.in;
+    job.target = slot_target(layout, part, TensorKind::kWeight);
+    job.panels = *job.target.panels;
+    job.target.panels = nullptr;  // it would point into the caller's layout
+    for (const int32_t slot : slot_ids) {
+      const int64_t id = ledger_.expect({.layer = layer_.layer,
+                                         .expert = expert,
+                                         .slot = slot,
+                                         .part = fmt::format("{} quantized", to_string(part)),
+                                         .tensor = encoded_sources(tensors, expert, part)[0]->name,
+                                         .units = slice.out.size(),
+                                         .unit_bytes = slice.in.size() * size_of(layout.dtype)});
+      job.destinations.push_back(
+          {slots == nullptr ? nullptr : slots + slot * layout.stride_bytes, id});
+    }
+    bytes_read_ += encoded_bytes(tensors, expert, part);
+    bytes_owned_ += slice.out.size() * slice.in.size() * size_of(layout.dtype) *
+                    static_cast<int64_t>(slot_ids.size());
+    encoded_jobs_.push_back(std::move(job));
+  }
+
   LoadPlan finish() {
     LoadPlan plan;
+    plan.encoded_jobs = std::move(encoded_jobs_);
+    plan.bytes_read = bytes_read_;
+    plan.bytes_owned = bytes_owned_;
     for (auto& [key, job] : jobs_)
       plan.jobs.push_back(std::move(job));
     const auto position = [](const ReadJob& job) {
@@ -114,6 +150,9 @@ class Planner {
   const FamilySpec& family_;
   LoadLedger& ledger_;
   std::map<std::pair<const TensorSource*, int64_t>, ReadJob> jobs_;
+  std::vector<EncodedJob> encoded_jobs_;
+  int64_t bytes_read_ = 0;
+  int64_t bytes_owned_ = 0;
 };
 
 Part shared_part(Part part) {
@@ -123,6 +162,11 @@ Part shared_part(Part part) {
 }
 
 }  // namespace
+
+LoadPlan::LoadPlan() = default;
+LoadPlan::LoadPlan(LoadPlan&& other) noexcept = default;
+LoadPlan& LoadPlan::operator=(LoadPlan&& other) noexcept = default;
+LoadPlan::~LoadPlan() = default;
 
 std::vector<RowRange> rows_to_read(const ReadJob& job) {
   std::vector<RowRange> ranges;
@@ -167,6 +211,11 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
     for (const Part part : kParts) {
       if (part == Part::kW3 && !layer.gated()) continue;
       for (const TensorKind kind : kinds(tensors.expert_bias)) {
+        if (kind == TensorKind::kWeight && tensors.is_encoded(expert, part)) {
+          planner.add_encoded(tensors, part, expert, intermediate, destination.layout,
+                              destination.slots, slots);
+          continue;
+        }
         planner.add(*tensors.expert_source(expert, part, kind), part, part, kind, expert,
                     intermediate, destination.layout, destination.slots, slots);
       }

@@ -55,9 +55,19 @@ std::vector<RowRange> rows_to_read(const ReadJob& job);
 /// Bytes that a job reads: whole file rows.
 int64_t bytes_to_read(const ReadJob& job);
 
+struct EncodedJob;
+
 /// What a rank reads of one layer, in file order.
 struct LoadPlan {
+  LoadPlan();
+  LoadPlan(LoadPlan&& other) noexcept;
+  LoadPlan& operator=(LoadPlan&& other) noexcept;
+  LoadPlan(const LoadPlan&) = delete;
+  LoadPlan& operator=(const LoadPlan&) = delete;
+  ~LoadPlan();
+
   std::vector<ReadJob> jobs;
+  std::vector<EncodedJob> encoded_jobs;  ///< quantized matrices
   int64_t bytes_read = 0;
   int64_t bytes_owned = 0;  ///< bytes of all destinations
 };

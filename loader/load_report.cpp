@@ -26,6 +26,8 @@ std::string_view to_string(FindingKind kind) noexcept {
       return "coverage";
     case FindingKind::kPrefix:
       return "prefix";
+    case FindingKind::kEncoding:
+      return "encoding";
     case FindingKind::kValue:
       return "value";
     case FindingKind::kReference:

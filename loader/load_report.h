@@ -20,6 +20,7 @@ enum class FindingKind : uint8_t {
   kNonFinite,  ///< NaN or infinity among weights
   kCoverage,   ///< bytes of a buffer were written not at all, or twice
   kPrefix,     ///< expert tensors stand under several prefixes
+  kEncoding,   ///< the tensors of a quantized matrix do not fit together
   kValue,      ///< a value outside its range (an expert id in a hash table)
   kReference,  ///< the numbers differ from the reference output
 };

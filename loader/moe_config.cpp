@@ -237,12 +237,7 @@ MoeModelConfig read_moe_config(const std::string& text, const std::string& sourc
   model.num_layers = count_layers(config);
   model.declared_dtype = parse_torch_dtype(config.string_or(
       {"dtype", "torch_dtype"}, root_reader.string_or({"dtype", "torch_dtype"}, "")));
-  for (const ConfigReader& reader : {root_reader, config}) {
-    if (model.quant_method.empty() && reader.has("quantization_config")) {
-      model.quant_method =
-          reader.object_or_empty("quantization_config").string_or({"quant_method"}, "unnamed");
-    }
-  }
+  model.quant = read_quant_scheme(text, source);
   add_notes(config, root, model);
 
   const LayerRule rule(config, decoder->model_type);

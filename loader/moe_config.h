@@ -9,6 +9,7 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/export.h"
 #include "kernels/topk/topk_routing.h"
+#include "loader/encodings/quant_scheme.h"
 #include "loader/family_spec.h"
 
 namespace gantry GANTRY_API {
@@ -60,7 +61,7 @@ struct MoeModelConfig {
   std::vector<MoeLayerSpec> layers;  ///< the MoE layers, ascending
   int num_mtp_layers = 0;            ///< multi-token prediction layers after the stack: not loaded
   std::optional<DType> declared_dtype;
-  std::string quant_method;  ///< empty: unquantized
+  std::optional<QuantScheme> quant;  ///< how quantized matrices are to be read
   std::vector<std::string> notes;
 
   /// The spec of a decoder layer, or null if it is not a MoE layer.

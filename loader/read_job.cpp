@@ -47,8 +47,17 @@ RowRange copy_from_chunk(const PlannedCopy& copy, const Chunk& chunk) {
     }
     return {begin, end};
   }
+  // A plain matrix beside quantized ones is widened like them.
+  std::vector<float> widened;
+  const std::byte* data = chunk.data;
+  if (chunk.dtype != copy.panels.dtype) {
+    const int64_t elements = (chunk.row_end - chunk.row_begin) * chunk.cols;
+    widened.resize(static_cast<size_t>(elements));
+    convert_to_f32(chunk.data, chunk.dtype, elements, widened.data());
+    data = reinterpret_cast<const std::byte*>(widened.data());
+  }
   // In destination terms: rows x cols, with the source's stride along each.
-  const StridedBlock block{.data = chunk.data + source_offset * size_of(chunk.dtype),
+  const StridedBlock block{.data = data + source_offset * size_of(copy.panels.dtype),
                            .rows = copy.outer_is_row ? count : copy.inner_count,
                            .cols = copy.outer_is_row ? copy.inner_count : count,
                            .row_stride = copy.outer_is_row ? outer_stride : copy.inner_step,

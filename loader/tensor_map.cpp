@@ -36,6 +36,24 @@ const TensorSource* LayerTensors::expert_source(int expert, Part part, TensorKin
       .parts[expert_part_index(part)][static_cast<size_t>(kind)];
 }
 
+bool LayerTensors::is_encoded(int expert, Part part) const {
+  const Expert& tensors = experts[static_cast<size_t>(expert)];
+  const size_t index = expert_part_index(part);
+  if (!tensors.encoded[index].empty()) return true;
+  const TensorSource* weight = tensors.parts[index][0];
+  return weight != nullptr && weight->tensor->file >= 0 &&
+         !is_plain_float(weight->tensor->info.dtype);
+}
+
+bool LayerTensors::has_encoded_experts() const {
+  for (int e = 0; e < static_cast<int>(experts.size()); ++e) {
+    for (const Part part : kExpertParts) {
+      if (is_encoded(e, part)) return true;
+    }
+  }
+  return false;
+}
+
 const TensorSource* LayerTensors::single(Part part, TensorKind kind) const {
   const auto found = singles.find({part, kind});
   return found == singles.end() ? nullptr : found->second;
@@ -63,8 +81,9 @@ class TensorMapBuilder {
     for (const MoeLayerSpec& spec : config_.layers)
       check_complete(spec);
     if (!checkpoint_.names_only()) {
-      for (auto& source : map_.sources_)
-        check_shape(*source);
+      for (auto& source : map_.sources_) {
+        if (!belongs_to_encoded(*source)) check_shape(*source);
+      }
       for (const MoeLayerSpec& spec : config_.layers)
         check_dtypes(spec);
     }
@@ -157,6 +176,12 @@ class TensorMapBuilder {
           fmt::format("tensors like {} are not read: nothing is computed from them", name));
     }
     LayerTensors& layer = map_.layers_[spec.layer];
+    if (ref.kind == TensorKind::kEncoded && (!config_.quant || !is_expert_part(ref.part))) {
+      return unknown(name, tensor, ref,
+                     config_.quant ? "quantized tensors are read for routed experts only"
+                                   : "a tensor of a quantized matrix, but the config names no "
+                                     "quantization");
+    }
     auto source = std::make_unique<TensorSource>(TensorSource{name, &tensor, ref});
     if (!is_expert_part(ref.part)) {
       if (!place_single(*source, layer, spec)) return;
@@ -188,8 +213,11 @@ class TensorMapBuilder {
     const TensorSource* previous = nullptr;
     for (int e = first; e <= last; ++e) {
       for (const Part part : provided_parts(source.ref.part)) {
-        auto& place = layer.experts[static_cast<size_t>(e)]
-                          .parts[expert_part_index(part)][static_cast<size_t>(source.ref.kind)];
+        LayerTensors::Expert& expert = layer.experts[static_cast<size_t>(e)];
+        const size_t index = expert_part_index(part);
+        auto& place = source.ref.kind == TensorKind::kEncoded
+                          ? expert.encoded[index][source.ref.suffix]
+                          : expert.parts[index][static_cast<size_t>(source.ref.kind)];
         if (place != nullptr)
           previous = place;
         else
@@ -255,6 +283,8 @@ class TensorMapBuilder {
         for (const TensorKind kind : {TensorKind::kWeight, TensorKind::kBias}) {
           if (kind == TensorKind::kBias && !layer.expert_bias) continue;
           if (layer.expert_source(e, part, kind) != nullptr) continue;
+          // Which tensors a quantized matrix needs, its encoding knows.
+          if (kind == TensorKind::kWeight && layer.is_encoded(e, part)) continue;
           const std::string name =
               map_.names_->expected_name(spec.layer, e, part, kind, like_pattern_);
           if (named.insert(name).second) missing(spec, e, part, kind);
@@ -322,7 +352,7 @@ class TensorMapBuilder {
     std::set<const TensorSource*> experts;
     for (const LayerTensors::Expert& expert : layer.experts) {
       for (const auto& part : expert.parts) {
-        if (part[0] != nullptr && experts.insert(part[0]).second)
+        if (part[0] != nullptr && !belongs_to_encoded(*part[0]) && experts.insert(part[0]).second)
           ++votes[part[0]->tensor->info.dtype];
       }
     }
@@ -330,7 +360,7 @@ class TensorMapBuilder {
         std::max_element(votes.begin(), votes.end(),
                          [](const auto& a, const auto& b) { return a.second < b.second; });
     for (const auto& source : map_.sources_) {
-      if (source->ref.layer != spec.layer) continue;
+      if (source->ref.layer != spec.layer || belongs_to_encoded(*source)) continue;
       const DType dtype = source->tensor->info.dtype;
       if (source->ref.part == Part::kHashTable) {
         if (dtype != DType::kI64 && dtype != DType::kI32) wrong_dtype(*source, "i64 or i32");
@@ -341,6 +371,16 @@ class TensorMapBuilder {
                     fmt::format("{} like the layer's other experts", to_string(usual->first)));
       }
     }
+  }
+
+  // The shapes and dtypes of quantized matrices are checked where they are decoded.
+  [[nodiscard]] bool belongs_to_encoded(const TensorSource& source) const {
+    if (source.ref.kind == TensorKind::kEncoded) return true;
+    if (source.ref.kind != TensorKind::kWeight || !config_.quant ||
+        !is_expert_part(source.ref.part))
+      return false;
+    const int expert = std::max(0, source.ref.expert);
+    return map_.layers_.at(source.ref.layer).is_encoded(expert, provided_parts(source.ref.part)[0]);
   }
 
   void wrong_dtype(const TensorSource& source, std::string_view expected) {

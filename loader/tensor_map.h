@@ -29,6 +29,8 @@ struct LayerTensors {
   /// expert and each of their parts.
   struct Expert {
     std::array<std::array<const TensorSource*, 2>, 3> parts{};
+    /// Further tensors of quantized matrices, by suffix.
+    std::array<std::map<std::string, const TensorSource*>, 3> encoded;
   };
   std::vector<Expert> experts;  // [E]
   std::map<std::pair<Part, TensorKind>, const TensorSource*> singles;
@@ -36,6 +38,10 @@ struct LayerTensors {
   bool shared_bias = false;
 
   [[nodiscard]] const TensorSource* expert_source(int expert, Part part, TensorKind kind) const;
+  /// Whether a matrix is quantized: it has further tensors, or codes instead of floats. Always
+  /// false in names-only maps that have only a weight.
+  [[nodiscard]] bool is_encoded(int expert, Part part) const;
+  [[nodiscard]] bool has_encoded_experts() const;
   [[nodiscard]] const TensorSource* single(Part part, TensorKind kind) const;
 };
 

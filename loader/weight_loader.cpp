@@ -7,6 +7,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
+#include "loader/encoded_job.h"
 #include "loader/read_job.h"
 
 namespace gantry {
@@ -106,7 +107,9 @@ class SmallTensorReader {
   LoadStats& stats_;
 };
 
+// Quantized matrices are decoded to f32: slots of the reference path hold exact values.
 DType expert_dtype(const LayerTensors& tensors) {
+  if (tensors.has_encoded_experts()) return DType::kF32;
   return tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
 }
 
@@ -227,6 +230,12 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
     for (size_t i = begin; i < end; ++i) {
       bytes_read += run_read_job(*checkpoint_, plan.jobs[i], options, ledger, report);
     }
+  });
+  const LayerTensors& tensors = tensors_->layer(layer);
+  parallel_for(options.threads, static_cast<int64_t>(plan.encoded_jobs.size()), [&](int64_t task) {
+    bytes_read +=
+        run_encoded_job(*checkpoint_, *config_, *spec, tensors,
+                        plan.encoded_jobs[static_cast<size_t>(task)], options, ledger, report);
   });
   ledger.finish(report);
 

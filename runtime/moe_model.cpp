@@ -18,10 +18,6 @@ MoeModel::MoeModel(const std::filesystem::path& directory, bool names_only)
       config_(std::make_unique<MoeModelConfig>(
           read_moe_config(checkpoint_->config_text(), (directory / "config.json").string()))),
       report_(std::make_unique<LoadReport>()) {
-  GANTRY_CHECK(config_->quant_method.empty(), ErrorCode::kUnsupported,
-               "{}: quantization method '{}': only unquantized checkpoints (bf16, f16, f32) can be "
-               "read so far",
-               (directory / "config.json").string(), config_->quant_method);
   tensors_ = std::make_unique<TensorMap>(TensorMap::build(*checkpoint_, *config_, *report_));
 }
 

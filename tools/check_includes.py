@@ -37,6 +37,7 @@ INTERNAL_HEADERS = {
     "kernels/grouped_gemm/pack_pairs.h",
     "kernels/topk/sparsemixer.h",
     "loader/config_reader.h",
+    "loader/encoded_job.h",
     "loader/encodings/decoders.h",
     "loader/encodings/scale_grid.h",
     "loader/family_config_parts.h",

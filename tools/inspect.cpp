@@ -44,9 +44,12 @@ std::string spelling(const MoeModel& model, const MoeLayerSpec& spec) {
   std::set<std::string> spellings;
   const LayerTensors& tensors = model.tensors().layer(spec.layer);
   for (const LayerTensors::Expert& expert : tensors.experts) {
-    for (const auto& part : expert.parts) {
-      if (part[0] == nullptr) continue;
-      const auto index = static_cast<size_t>(part[0]->ref.pattern);
+    for (size_t part = 0; part < expert.parts.size(); ++part) {
+      const TensorSource* source = expert.parts[part][0];
+      if (source == nullptr && !expert.encoded[part].empty())
+        source = expert.encoded[part].begin()->second;
+      if (source == nullptr) continue;
+      const auto index = static_cast<size_t>(source->ref.pattern);
       spellings.insert(pattern_text(model.config().family->tensors[index]));
     }
   }
@@ -58,6 +61,42 @@ std::string dtype_text(const TensorSource* source) {
   return std::string(to_string(source->tensor->info.dtype));
 }
 
+// The tensors of a layer's experts, each once.
+std::set<const TensorSource*> expert_sources(const LayerTensors& tensors) {
+  std::set<const TensorSource*> sources;
+  for (const LayerTensors::Expert& expert : tensors.experts) {
+    for (size_t part = 0; part < expert.parts.size(); ++part) {
+      sources.insert(expert.parts[part][0]);
+      for (const auto& [suffix, source] : expert.encoded[part])
+        sources.insert(source);
+    }
+  }
+  sources.erase(nullptr);
+  return sources;
+}
+
+int64_t expert_bytes(const LayerTensors& tensors) {
+  int64_t bytes = 0;
+  for (const TensorSource* source : expert_sources(tensors))
+    bytes += source->tensor->file >= 0 ? source->tensor->info.num_bytes() : 0;
+  return bytes;
+}
+
+// "bf16", or how quantized experts are written; several where projections or experts differ.
+std::string experts_text(const MoeModel& model, const MoeLayerSpec& spec) {
+  const LayerTensors& tensors = model.tensors().layer(spec.layer);
+  std::set<std::string> kinds;
+  for (int e = 0; e < spec.num_experts; ++e) {
+    for (const Part part : {Part::kW1, Part::kW3, Part::kW2}) {
+      if (part == Part::kW3 && !spec.gated()) continue;
+      kinds.insert(tensors.is_encoded(e, part)
+                       ? model.config().quant->method
+                       : dtype_text(tensors.expert_source(e, part, TensorKind::kWeight)));
+    }
+  }
+  return fmt::format("{}", fmt::join(kinds, " + "));
+}
+
 struct LayerRow {
   std::string text;
   nlohmann::ordered_json fields;
@@ -65,14 +104,10 @@ struct LayerRow {
 
 LayerRow describe_layer(const MoeModel& model, const MoeLayerSpec& spec) {
   const LayerTensors& tensors = model.tensors().layer(spec.layer);
-  const std::string experts = dtype_text(tensors.expert_source(0, Part::kW2, TensorKind::kWeight));
+  const std::string experts = experts_text(model, spec);
   const std::string router = dtype_text(tensors.single(Part::kRouter, TensorKind::kWeight));
   const std::string shared = dtype_text(tensors.single(Part::kSharedW2, TensorKind::kWeight));
-  const int64_t weights = int64_t{spec.num_experts} * (spec.gated() ? 3 : 2) *
-                          spec.intermediate_size * spec.expert_hidden_size;
-  const TensorSource* any = tensors.expert_source(0, Part::kW2, TensorKind::kWeight);
-  const int64_t bytes =
-      any != nullptr && any->tensor->file >= 0 ? weights * size_of(any->tensor->info.dtype) : 0;
+  const int64_t bytes = expert_bytes(tensors);
   LayerRow row;
   row.text =
       fmt::format("E {} top-{} H {} I {}, experts {} {} ({}), router {}, shared {}, {}",

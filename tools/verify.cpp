@@ -77,7 +77,8 @@ int finish(MoeModel& model, const VerifyOptions& options, const Output& output) 
 
 ActivationDType parse_activations(const std::string& name) {
   if (name == "f32") return ActivationDType::kF32;
-  // An unquantized scheme declares no activation format: it runs in bf16.
+  // An unquantized scheme declares no activation format: it runs in bf16. run_verify says so where
+  // a quantized one declares one.
   if (name == "bf16" || name == "scheme") return ActivationDType::kBF16;
   fail(ErrorCode::kInvalidArgument, "--activations: expected f32, bf16 or scheme, found '{}'",
        name);
@@ -111,6 +112,15 @@ int run_verify(const VerifyOptions& options) {
   const MoeModelConfig& config = model.config();
   output.text(fmt::format("{}: family {}, {} MoE layers of {}", options.directory,
                           config.family->name, config.layers.size(), config.num_layers));
+  if (config.quant) {
+    output.text(
+        fmt::format("quantized: {}, decoded to f32 (the reference path)", config.quant->method));
+    if (options.activations == "scheme") {
+      model.report().note(
+          "activations: what the scheme says about quantizing activations is not "
+          "simulated yet: bf16");
+    }
+  }
   print_counts(model.tensors().counts(), output);
   if (options.names_only || !model.report().ok()) return finish(model, options, output);
   print_feasibility(config, output);

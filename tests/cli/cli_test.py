@@ -163,14 +163,14 @@ class CommandTest(unittest.TestCase):
         self.assertEqual(code, ENVIRONMENT)
         self.assertIn("nothing", err)
 
-    def test_a_quantized_checkpoint_is_refused_by_name(self):
+    def test_an_unknown_quantization_is_refused_by_name(self):
         directory = self.copy_golden("mixtral")
         config = json.loads((directory / "config.json").read_text())
-        config["quantization_config"] = {"quant_method": "awq"}
+        config["quantization_config"] = {"quant_method": "hqq"}
         (directory / "config.json").write_text(json.dumps(config))
         code, _, err = run("verify", directory)
         self.assertEqual(code, FINDING)
-        self.assertIn("awq", err)
+        self.assertIn("hqq", err)
 
     def test_an_impossible_split_is_a_usage_error(self):
         for split in (["--ep", "9"], ["--tp", "49"], ["--ep", "4", "--dp", "3"], ["--tp", "0"]):

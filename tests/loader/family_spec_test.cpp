@@ -115,13 +115,34 @@ TEST_P(FamilyTest, CallsExpertsOfMtpModulesAuxiliary) {
 TEST_P(FamilyTest, CallsAnUnreadTensorOfTheBlockUnknown) {
   const NameMap names(family, "model.");
   for (const TensorRef& ref : all_refs(family)) {
-    const std::string name = names.format(ref) + "_scale_inv";
+    const std::string name = names.format(ref) + "_scale_other";
     const ParsedName parsed = names.parse(name);
     const bool in_scope = parsed.name_class == NameClass::kUnknown;
     // What stands beside the block (norms) is the model's.
     const bool beside = ref.part == Part::kOutputNorm;
     EXPECT_TRUE(in_scope || beside) << name;
     EXPECT_EQ(parsed.ref.layer, 3) << name;
+  }
+}
+
+TEST_P(FamilyTest, ParsesTheTensorsOfQuantizedExperts) {
+  const NameMap names(family, "model.");
+  for (const TensorRef& plain : all_refs(family)) {
+    if (plain.kind != TensorKind::kWeight) continue;
+    const Naming naming = family.tensors[static_cast<size_t>(plain.pattern)].naming;
+    if (naming == Naming::kExact) continue;
+    const bool is_module = naming == Naming::kModule;
+    for (const char* suffix : {"weight_scale_inv", is_module ? "qweight" : "blocks",
+                               is_module ? "weight.absmax" : "scales"}) {
+      TensorRef ref = plain;
+      ref.kind = TensorKind::kEncoded;
+      ref.suffix = suffix;
+      const ParsedName parsed = names.parse(names.format(ref));
+      ASSERT_EQ(parsed.name_class, NameClass::kMoe) << names.format(ref);
+      EXPECT_EQ(parsed.ref.kind, TensorKind::kEncoded);
+      EXPECT_EQ(parsed.ref.suffix, suffix);
+      EXPECT_EQ(parsed.ref.expert, ref.expert);
+    }
   }
 }
 

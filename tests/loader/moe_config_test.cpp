@@ -43,7 +43,7 @@ TEST(MoeConfigTest, ReadsSizes) {
   EXPECT_EQ(layer.shared.intermediate_size, 0);
   EXPECT_EQ(model.find_layer(1), &model.layers[1]);
   EXPECT_EQ(model.find_layer(2), nullptr);
-  EXPECT_TRUE(model.quant_method.empty());
+  EXPECT_FALSE(model.quant.has_value());
 }
 
 TEST(MoeConfigTest, ReadsTheDecoderInsideAMultiModalConfig) {
@@ -158,16 +158,25 @@ TEST(MoeConfigTest, RefusesAModelTypeThatIsNoText) {
   }
 }
 
-TEST(MoeConfigTest, DetectsQuantization) {
-  EXPECT_EQ(read(qwen3({{"quantization_config", {{"quant_method", "fp8"}}}})).quant_method, "fp8");
-  EXPECT_EQ(read(qwen3({{"quantization_config", json::object()}})).quant_method, "unnamed");
-  EXPECT_EQ(read(qwen3({{"quantization_config", "gptq"}})).quant_method, "unnamed");
-  EXPECT_EQ(read(qwen3({{"quantization_config", nullptr}})).quant_method, "");
+TEST(MoeConfigTest, ReadsHowQuantizedMatricesAreWritten) {
+  const json fp8 = {{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}};
+  const MoeModelConfig model = read(qwen3({{"quantization_config", fp8}}));
+  ASSERT_TRUE(model.quant.has_value());
+  EXPECT_EQ(model.quant->method, "fp8");
+  EXPECT_EQ(model.quant->block_cols, 64);
+  EXPECT_FALSE(read(qwen3({{"quantization_config", nullptr}})).quant.has_value());
 }
 
-TEST(MoeConfigTest, DetectsQuantizationBesideANestedDecoder) {
-  json root = {{"text_config", qwen3()}, {"quantization_config", {{"quant_method", "awq"}}}};
-  EXPECT_EQ(read(root).quant_method, "awq");
+TEST(MoeConfigTest, RefusesAQuantizationThatItCannotRead) {
+  for (const json& value : {json::object(), json("gptq"), json({{"quant_method", "hqq"}})}) {
+    EXPECT_THROW(read(qwen3({{"quantization_config", value}})), Error) << value;
+  }
+}
+
+TEST(MoeConfigTest, ReadsQuantizationBesideANestedDecoder) {
+  json root = {{"text_config", qwen3()},
+               {"quantization_config", {{"quant_method", "awq"}, {"bits", 4}}}};
+  EXPECT_EQ(read(root).quant->method, "awq");
 }
 
 TEST(MoeConfigTest, ReadsTheDeclaredDtypeUnderBothNames) {

@@ -25,13 +25,21 @@ void add_goldens(const std::filesystem::path& root, const std::string& prefix,
 
 std::filesystem::path golden_root() { return GANTRY_TEST_GOLDEN_ROOT; }
 
-std::vector<Golden> family_goldens() {
+namespace {
+
+std::vector<Golden> goldens_of(const std::string& folder, const char* variable) {
   std::vector<Golden> goldens;
-  add_goldens(golden_root() / "families", "", goldens);
-  if (const char* more = std::getenv("GANTRY_GOLDEN_DIR")) add_goldens(more, "more_", goldens);
+  add_goldens(golden_root() / folder, "", goldens);
+  if (const char* more = std::getenv(variable)) add_goldens(more, "more_", goldens);
   std::sort(goldens.begin(), goldens.end(),
             [](const Golden& a, const Golden& b) { return a.name < b.name; });
   return goldens;
 }
+
+}  // namespace
+
+std::vector<Golden> family_goldens() { return goldens_of("families", "GANTRY_GOLDEN_DIR"); }
+
+std::vector<Golden> quant_goldens() { return goldens_of("quant", "GANTRY_QUANT_DIR"); }
 
 }  // namespace gantry::test

@@ -16,6 +16,9 @@ struct Golden {
 /// GANTRY_GOLDEN_DIR names (larger collections), sorted by name.
 std::vector<Golden> family_goldens();
 
+/// The quantized goldens of tests/golden/quant, and of the folder that GANTRY_QUANT_DIR names.
+std::vector<Golden> quant_goldens();
+
 /// tests/golden of the source tree.
 std::filesystem::path golden_root();
 

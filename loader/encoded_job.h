@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "loader/checkpoint.h"
+#include "loader/expert_slot.h"
+#include "loader/load_ledger.h"
+#include "loader/load_report.h"
+#include "loader/moe_config.h"
+#include "loader/tensor_map.h"
+#include "loader/weight_loader.h"
+#include "parallel/parallel_config.h"
+
+namespace gantry {
+
+/// One quantized matrix of one expert, decoded to f32 and packed into every slot that holds it.
+/// Internal.
+struct EncodedJob {
+  int expert = -1;
+  Part part = Part::kW1;
+  Slice out;  ///< rows that this rank owns
+  Slice in;   ///< columns
+  SlotTarget target;
+  PackedLayout panels;
+  struct Destination {
+    std::byte* slot = nullptr;  ///< null in plans without memory
+    int64_t ledger_id = -1;
+  };
+  std::vector<Destination> destinations;
+};
+
+/// The tensors of a job's matrix: its weight, where it has one, then the others.
+std::vector<const TensorSource*> encoded_sources(const LayerTensors& tensors, int expert,
+                                                 Part part);
+
+/// Bytes that a job reads: its expert's part of each tensor.
+int64_t encoded_bytes(const LayerTensors& tensors, int expert, Part part);
+
+/// Reads, decodes and packs. What is wrong with the tensors becomes a finding.
+/// @return bytes read
+int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& config,
+                        const MoeLayerSpec& layer, const LayerTensors& tensors,
+                        const EncodedJob& job, const LoadOptions& options, LoadLedger& ledger,
+                        LoadReport& report);
+
+}  // namespace gantry
