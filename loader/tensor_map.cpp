@@ -291,12 +291,48 @@ class TensorMapBuilder {
         }
       }
     }
+    for (const Part part : kExpertParts)
+      check_encoded_alike(spec, layer, part);
     for (const auto& [part, kind] : required_singles(spec)) {
       if (layer.single(part, kind) == nullptr) missing(spec, -1, part, kind);
       if (layer.shared_bias && is_shared_part(part) &&
           layer.single(part, TensorKind::kBias) == nullptr) {
         missing(spec, -1, part, TensorKind::kBias);
       }
+    }
+  }
+
+  // A quantized matrix has the tensors that most experts' have. Experts that are not quantized at
+  // all may stand among them. This finds what a decoder would do without (a zero point, say), and
+  // is all that names alone can tell.
+  void check_encoded_alike(const MoeLayerSpec& spec, const LayerTensors& layer, Part part) {
+    using Suffixes = std::set<std::string>;
+    const size_t index = expert_part_index(part);
+    std::map<Suffixes, int> votes;
+    std::vector<Suffixes> found(static_cast<size_t>(spec.num_experts));
+    for (int e = 0; e < spec.num_experts; ++e) {
+      const LayerTensors::Expert& expert = layer.experts[static_cast<size_t>(e)];
+      if (expert.encoded[index].empty()) continue;
+      Suffixes& suffixes = found[static_cast<size_t>(e)];
+      for (const auto& [suffix, source] : expert.encoded[index])
+        suffixes.insert(suffix);
+      if (expert.parts[index][0] != nullptr) suffixes.insert("weight");
+      ++votes[suffixes];
+    }
+    if (votes.size() <= 1) return;
+    const auto usual =
+        std::max_element(votes.begin(), votes.end(),
+                         [](const auto& a, const auto& b) { return a.second < b.second; });
+    for (int e = 0; e < spec.num_experts; ++e) {
+      const Suffixes& suffixes = found[static_cast<size_t>(e)];
+      if (suffixes.empty() || suffixes == usual->first) continue;
+      const auto& encoded = layer.experts[static_cast<size_t>(e)].encoded[index];
+      const TensorSource& any = *encoded.begin()->second;
+      find(FindingKind::kMissing, any.ref, any.name, any.tensor,
+           fmt::format("layer {}, expert {}, {}: expected the tensors {} like the layer's other "
+                       "experts, found {}",
+                       spec.layer, e, to_string(part), fmt::join(usual->first, ", "),
+                       fmt::join(suffixes, ", ")));
     }
   }
 

@@ -104,10 +104,6 @@ std::vector<std::string> expert_tensors(const MutableCheckpoint& checkpoint) {
 TEST_P(QuantGoldenTest, NoticesEveryMissingTensor) {
   const MutableCheckpoint intact = MutableCheckpoint::read(GetParam().directory);
   for (const std::string& name : expert_tensors(intact)) {
-    // Without act order, g_idx says what the position says.
-    if (name.ends_with(".g_idx") && intact.config.find("\"desc_act\": true") == std::string::npos) {
-      continue;
-    }
     MutableCheckpoint damaged = intact;
     damaged.tensors.erase(name);
     EXPECT_NE(problem_of_damaged(damaged), "") << name;
