@@ -62,8 +62,8 @@ class TensorReader {
     const TensorPattern& pattern = family_.tensors[static_cast<size_t>(source.ref.pattern)];
     if (pattern.part != Part::kW13) return;
     const int64_t rows = tensor.shape[0];
-    GANTRY_CHECK(rows % 2 == 0, ErrorCode::kFormat, "{}: {} rows for gate and up", source.name,
-                 rows);
+    GANTRY_CHECK(rows > 0 && rows % 2 == 0, ErrorCode::kFormat, "{}: {} rows for gate and up",
+                 source.name, rows);
     const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
     const bool interleaved = pattern.gate_up == GateUp::kInterleaved;
     const auto first = static_cast<size_t>(job_.part == Part::kW1 ? 0 : interleaved ? 1 : rows / 2);
