@@ -98,7 +98,7 @@ DecodedMatrix decode_int8(const QuantScheme& scheme, const EncodedMatrix& matrix
     GANTRY_CHECK(zeros->dtype == DType::kI8 && zeros->num_elements() == 1, ErrorCode::kUnsupported,
                  "{}: expected one i8, found {} {}", zeros->name, shape_text(zeros->shape),
                  to_string(zeros->dtype));
-    zero = static_cast<int8_t>(byte_at(*zeros, 0));
+    zero = sign_extend(byte_at(*zeros, 0), 8);
   }
   const ScaleValues scales = read_scales(matrix.require("weight_scale"), matrix.size, scheme);
   return decode_each(
@@ -172,7 +172,7 @@ DecodedMatrix decode_bnb_int8(const QuantScheme& /*scheme*/, const EncodedMatrix
   const std::vector<float> scales = scale_values(scb);
   DecodedMatrix decoded = decode_each(
       matrix.size,
-      [&](int64_t i) { return static_cast<float>(static_cast<int8_t>(byte_at(weight, i))); },
+      [&](int64_t i) { return static_cast<float>(sign_extend(byte_at(weight, i), 8)); },
       [&](int64_t o, int64_t /*i*/) { return scales[static_cast<size_t>(o)]; });
   for (float& value : decoded)
     value /= 127.0F;
