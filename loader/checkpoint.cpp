@@ -189,6 +189,11 @@ const CheckpointTensor* Checkpoint::find(std::string_view name) const noexcept {
   return found == tensors_.end() ? nullptr : &found->second;
 }
 
+std::string Checkpoint::file_name(const CheckpointTensor& tensor) const {
+  if (tensor.file < 0) return "";
+  return files_[static_cast<size_t>(tensor.file)].path().filename().string();
+}
+
 int64_t Checkpoint::total_bytes() const noexcept {
   int64_t bytes = 0;
   for (const auto& [name, tensor] : tensors_)

@@ -48,6 +48,8 @@ class Checkpoint {
   }
   [[nodiscard]] const CheckpointTensor* find(std::string_view name) const noexcept;
   [[nodiscard]] const std::vector<SafetensorsFile>& files() const noexcept { return files_; }
+  /// Name of the file that holds a tensor, for messages; empty in names-only checkpoints.
+  [[nodiscard]] std::string file_name(const CheckpointTensor& tensor) const;
   [[nodiscard]] bool names_only() const noexcept { return names_only_; }
   /// Bytes of all tensors.
   [[nodiscard]] int64_t total_bytes() const noexcept;

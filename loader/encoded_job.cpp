@@ -6,6 +6,7 @@
 #include "kernels/base/check.h"
 #include "loader/encodings/encoded_matrix.h"
 #include "loader/encodings/scale_grid.h"
+#include "loader/read_job.h"
 #include "loader/tensor_geometry.h"
 
 namespace gantry {
@@ -95,8 +96,7 @@ void fold_input_scale(const EncodedMatrix& matrix, std::vector<float>& decoded) 
 
 void add_finding(FindingKind kind, const std::string& message, const TensorSource& source,
                  const EncodedJob& job, const Checkpoint& checkpoint, LoadReport& report) {
-  const std::string file =
-      checkpoint.files()[static_cast<size_t>(source.tensor->file)].path().filename().string();
+  const std::string file = checkpoint.file_name(*source.tensor);
   report.add({kind,
               fmt::format("{} (layer {}, expert {}, {}; {})", message, source.ref.layer, job.expert,
                           to_string(job.part), file),
@@ -146,14 +146,15 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
     add_finding(FindingKind::kEncoding, error.what(), *sources[0], job, checkpoint, report);
     return reader.bytes_read;
   }
-  for (size_t i = 0; options.check_finite && i < decoded.size(); ++i) {
-    if (std::isfinite(decoded[i])) continue;
-    const auto in = static_cast<size_t>(matrix.size.in);
+  const int64_t bad = options.check_finite ? find_non_finite(decoded.data(), DType::kF32,
+                                                             static_cast<int64_t>(decoded.size()))
+                                           : -1;
+  if (bad >= 0) {  // one finding a matrix says enough
     add_finding(FindingKind::kNonFinite,
-                fmt::format("{}: element [{}, {}] is {} once dequantized", sources[0]->name, i / in,
-                            i % in, std::isnan(decoded[i]) ? "NaN" : "infinite"),
+                fmt::format("{}: element [{}, {}] is {} once dequantized", sources[0]->name,
+                            bad / matrix.size.in, bad % matrix.size.in,
+                            std::isnan(decoded[static_cast<size_t>(bad)]) ? "NaN" : "infinite"),
                 *sources[0], job, checkpoint, report);
-    break;  // one finding a matrix says enough
   }
   const StridedBlock block{.data = reinterpret_cast<const std::byte*>(
                                decoded.data() + job.out.begin * matrix.size.in + job.in.begin),
@@ -163,7 +164,8 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
                            .col_stride = 1};
   for (const EncodedJob::Destination& destination : job.destinations) {
     if (destination.slot != nullptr) {
-      pack_block(job.panels, block, job.target.first_row, 0, destination.slot + job.target.offset);
+      pack_block(*job.target.panels, block, job.target.first_row, 0,
+                 destination.slot + job.target.offset);
     }
     ledger.record(destination.ledger_id, 0, job.out.size());
   }

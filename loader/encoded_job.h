@@ -22,7 +22,6 @@ struct EncodedJob {
   Slice out;  ///< rows that this rank owns
   Slice in;   ///< columns
   SlotTarget target;
-  PackedLayout panels;
   struct Destination {
     std::byte* slot = nullptr;  ///< null in plans without memory
     int64_t ledger_id = -1;

@@ -75,7 +75,7 @@ std::vector<TensorRef> expected_tensors(const MoeLayerSpec& layer, const FamilyS
   const int num_names = stacking == Stacking::kPerExpert ? layer.num_experts : 1;
   for (int e = 0; e < num_names; ++e) {
     const int expert = stacking == Stacking::kPerExpert ? e : -1;
-    for (const Part part : {Part::kW1, Part::kW3, Part::kW2}) {
+    for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !layer.gated()) continue;
       add(expert, part, TensorKind::kWeight);
       if (layer.expert_bias) add(expert, part, TensorKind::kBias);

@@ -71,14 +71,14 @@ SlotTarget slot_target(const SlotLayout& layout, Part part, TensorKind kind) {
             is_w2 ? h : j,
             1,
             DType::kF32,
-            nullptr};
+            std::nullopt};
   }
   return {is_w2 ? layout.w2.offset : layout.w13.offset,
           first_row,
           is_w2 ? h : j,
           is_w2 ? j : h,
           layout.dtype,
-          is_w2 ? &layout.w2_panels : &layout.w13_panels};
+          is_w2 ? layout.w2_panels : layout.w13_panels};
 }
 
 std::vector<float> read_w13(const SlotLayout& layout, const std::byte* slot) {

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -70,7 +71,7 @@ struct SlotTarget {
   int64_t rows = 0;
   int64_t cols = 0;
   DType dtype = DType::kBF16;
-  const PackedLayout* panels = nullptr;  ///< null for a bias; points into the layout
+  std::optional<PackedLayout> panels;  ///< none for a bias
 };
 
 /// @param part kW1, kW3 or kW2

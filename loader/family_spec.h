@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -37,6 +38,9 @@ enum class Part : uint8_t {
 };
 
 std::string_view to_string(Part part) noexcept;
+
+/// The matrices of an expert, in the order in which slots and messages have them.
+inline constexpr std::array<Part, 3> kExpertParts = {Part::kW1, Part::kW3, Part::kW2};
 
 /// Which tensor of a part.
 enum class TensorKind : uint8_t {

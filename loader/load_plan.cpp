@@ -14,8 +14,6 @@
 namespace gantry {
 namespace {
 
-constexpr std::array<Part, 3> kParts = {Part::kW1, Part::kW3, Part::kW2};
-
 // The part of a matrix [out, in] that a TP rank owns: rows of w1 and w3, columns of w2. Bias of w2
 // is whole (it is added by TP rank 0 only).
 struct PartSlice {
@@ -73,8 +71,7 @@ class Planner {
       PlannedCopy copy = make_copy(view, slice);
       copy.destination_row = target.first_row;
       copy.destination_dtype = target.dtype;
-      copy.is_bias = target.panels == nullptr;
-      if (!copy.is_bias) copy.panels = *target.panels;
+      copy.panels = target.panels;
       if (slots != nullptr) {
         copy.destination = slots + slot * layout.stride_bytes + target.offset;
       }
@@ -103,8 +100,6 @@ class Planner {
     job.out = slice.out;
     job.in = slice.in;
     job.target = slot_target(layout, part, TensorKind::kWeight);
-    job.panels = *job.target.panels;
-    job.target.panels = nullptr;  // it would point into the caller's layout
     for (const int32_t slot : slot_ids) {
       const int64_t id = ledger_.expect({.layer = layer_.layer,
                                          .expert = expert,
@@ -208,7 +203,7 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
   for (int expert = 0; expert < layer.num_experts; ++expert) {
     const std::vector<int32_t> slots = experts.slots_of(parallel.ep_rank(), expert);
     if (slots.empty()) continue;
-    for (const Part part : kParts) {
+    for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !layer.gated()) continue;
       for (const TensorKind kind : kinds(tensors.expert_bias)) {
         if (kind == TensorKind::kWeight && tensors.is_encoded(expert, part)) {
@@ -224,7 +219,7 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
   if (destination.loads_shared) {
     const Slice shared_slice =
         split_evenly(layer.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
-    for (const Part part : kParts) {
+    for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !destination.shared_layout.gated) continue;
       for (const TensorKind kind : kinds(tensors.shared_bias)) {
         planner.add(*tensors.single(shared_part(part), kind), part, shared_part(part), kind, -1,

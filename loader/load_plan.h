@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/base/export.h"
@@ -28,8 +29,7 @@ struct PlannedCopy {
   std::byte* destination = nullptr;  ///< null in plans without memory (inspect, verify)
   int64_t destination_row = 0;       ///< row (element of a bias) that the first one goes to
   DType destination_dtype = DType::kBF16;
-  PackedLayout panels;  ///< how a weight is packed; unused for a bias
-  bool is_bias = false;
+  std::optional<PackedLayout> panels;  ///< how a weight is packed; none for a bias
   int64_t ledger_id = -1;
 };
 

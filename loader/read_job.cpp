@@ -35,7 +35,7 @@ RowRange copy_from_chunk(const PlannedCopy& copy, const Chunk& chunk) {
   const int64_t source_offset = first_row * chunk.cols + copy.inner_begin;
   const int64_t outer_stride = copy.outer_step * chunk.cols;
   const int64_t count = end - begin;
-  if (copy.is_bias) {
+  if (!copy.panels) {
     auto* target = reinterpret_cast<float*>(copy.destination) + copy.destination_row;
     for (int64_t outer = 0; outer < count; ++outer) {
       for (int64_t inner = 0; inner < copy.inner_count; ++inner) {
@@ -50,19 +50,19 @@ RowRange copy_from_chunk(const PlannedCopy& copy, const Chunk& chunk) {
   // A plain matrix beside quantized ones is widened like them.
   std::vector<float> widened;
   const std::byte* data = chunk.data;
-  if (chunk.dtype != copy.panels.dtype) {
+  if (chunk.dtype != copy.panels->dtype) {
     const int64_t elements = (chunk.row_end - chunk.row_begin) * chunk.cols;
     widened.resize(static_cast<size_t>(elements));
     convert_to_f32(chunk.data, chunk.dtype, elements, widened.data());
     data = reinterpret_cast<const std::byte*>(widened.data());
   }
   // In destination terms: rows x cols, with the source's stride along each.
-  const StridedBlock block{.data = data + source_offset * size_of(copy.panels.dtype),
+  const StridedBlock block{.data = data + source_offset * size_of(copy.panels->dtype),
                            .rows = copy.outer_is_row ? count : copy.inner_count,
                            .cols = copy.outer_is_row ? copy.inner_count : count,
                            .row_stride = copy.outer_is_row ? outer_stride : copy.inner_step,
                            .col_stride = copy.outer_is_row ? copy.inner_step : outer_stride};
-  pack_block(copy.panels, block, copy.destination_row + (copy.outer_is_row ? begin : 0),
+  pack_block(*copy.panels, block, copy.destination_row + (copy.outer_is_row ? begin : 0),
              copy.outer_is_row ? 0 : begin, copy.destination);
   return {begin, end};
 }
@@ -101,8 +101,7 @@ int64_t find_non_finite(const void* data, DType dtype, int64_t count) noexcept {
 
 void report_non_finite(const Checkpoint& checkpoint, const TensorSource& source, int expert,
                        int64_t index, float value, LoadReport& report) {
-  const std::string file =
-      checkpoint.files()[static_cast<size_t>(source.tensor->file)].path().filename().string();
+  const std::string file = checkpoint.file_name(*source.tensor);
   report.add({FindingKind::kNonFinite,
               fmt::format("{}: element {} is {}{} ({})", source.name, index,
                           std::isnan(value) ? "NaN" : "infinite",

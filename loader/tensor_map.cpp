@@ -20,8 +20,6 @@ bool may_have_bias(Part part) {
   return is_shared_part(part) || part == Part::kLatentIn || part == Part::kLatentOut;
 }
 
-constexpr std::array<Part, 3> kExpertParts = {Part::kW1, Part::kW3, Part::kW2};
-
 }  // namespace
 
 size_t expert_part_index(Part part) {
@@ -92,15 +90,10 @@ class TensorMapBuilder {
   }
 
  private:
-  [[nodiscard]] std::string file_of(const CheckpointTensor* tensor) const {
-    if (tensor == nullptr || tensor->file < 0) return "";
-    return checkpoint_.files()[static_cast<size_t>(tensor->file)].path().filename().string();
-  }
-
   void find(FindingKind kind, const TensorRef& ref, const std::string& name,
             const CheckpointTensor* tensor, std::string message) {
     std::string part = ref.part == Part::kOther ? "" : std::string(to_string(ref.part));
-    const std::string file = file_of(tensor);
+    const std::string file = tensor == nullptr ? "" : checkpoint_.file_name(*tensor);
     if (!file.empty()) message += fmt::format(" ({})", file);
     report_.add({kind, std::move(message), name, file, ref.layer, ref.expert, std::move(part)});
   }

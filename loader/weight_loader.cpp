@@ -72,10 +72,7 @@ class SmallTensorReader {
         id = static_cast<int32_t>(raw[i]);
       }
       if (id < 0 || id >= num_experts) {
-        const std::string file = checkpoint_.files()[static_cast<size_t>(source->tensor->file)]
-                                     .path()
-                                     .filename()
-                                     .string();
+        const std::string file = checkpoint_.file_name(*source->tensor);
         report_.add({FindingKind::kValue,
                      fmt::format("{}: element {}: expected an expert id below {}, found {} ({})",
                                  source->name, i, num_experts, id, file),

@@ -51,16 +51,12 @@ struct Times {
 
 class Bench {
  public:
-  Bench(const BenchOptions& options, BenchModel model, IsaSet isas)
-      : options_(options), model_(std::move(model)), isas_(isas) {
-    ceilings_ =
-        measure_ceilings(isas_, options_.common.make_threads(), kReadBytes, kCeilingRepeats);
-  }
+  Bench(const BenchOptions& options, BenchModel model, MachineCeilings ceilings)
+      : options_(options), model_(std::move(model)), ceilings_(ceilings) {}
 
-  [[nodiscard]] const MachineCeilings& ceilings() const noexcept { return ceilings_; }
   [[nodiscard]] const BenchModel& model() const noexcept { return model_; }
 
-  BenchRow run(int64_t num_tokens, BenchRouting routing, double invariant_ratio) {
+  BenchRow run(int64_t num_tokens, BenchRouting routing) {
     measure_bandwidth();
     const auto batches = make_batches(
         model_, num_tokens, routing, static_cast<int64_t>(options_.rotate_gb * 1e9), options_.seed);
@@ -98,7 +94,6 @@ class Bench {
     row.tflops = flops / row.ms_median / 1e9;
     row.ceiling_ms = std::max(bytes / ceilings_.read_gb_s / 1e6, flops / peak_tflops() / 1e9);
     row.of_ceiling = row.ceiling_ms / row.ms_median;
-    row.batch_invariant_ratio = invariant_ratio;
     return row;
   }
 
@@ -111,7 +106,7 @@ class Bench {
   void measure_bandwidth() {
     ceilings_.read_gb_s =
         std::max(ceilings_.read_gb_s,
-                 measure_read_gb_s(isas_, options_.common.make_threads(), kReadBytes, 2));
+                 measure_read_gb_s(host_isas(), options_.common.make_threads(), kReadBytes, 2));
   }
 
   void forward(const BenchBatch& batch, std::vector<Workspace>& workspaces,
@@ -138,7 +133,6 @@ class Bench {
 
   const BenchOptions& options_;
   BenchModel model_;
-  IsaSet isas_;
   MachineCeilings ceilings_;
 };
 
@@ -166,21 +160,24 @@ int run_bench(const BenchOptions& options) {
   const BenchFormat format =
       options.common.json ? BenchFormat::kJsonLines : parse_bench_format(options.output);
   const Output output(options.common);
-  Bench bench(options, open_model(options, options.batch_invariant), host_isas());
+  const MachineCeilings ceilings =
+      measure_ceilings(host_isas(), options.common.make_threads(), kReadBytes, kCeilingRepeats);
+  Bench bench(options, open_model(options, options.batch_invariant), ceilings);
   std::optional<Bench> plain;
-  if (options.batch_invariant) plain.emplace(options, open_model(options, false), host_isas());
-  const MachineCeilings& c = bench.ceilings();
+  if (options.batch_invariant) plain.emplace(options, open_model(options, false), ceilings);
+
   if (format == BenchFormat::kMarkdown) {
     output.text(fmt::format(
         "{}: {} layer(s) of {} experts, {} weights, {} activations; {}, {} "
         "thread(s), {}",
         bench.model().shape, bench.model().layers.size(),
         bench.model().layers[0]->weights()->num_slots, bench.model().format, options.activations,
-        cpu_model_name(), c.threads, bench.model().layers[0]->kernel().name));
+        cpu_model_name(), ceilings.threads, bench.model().layers[0]->kernel().name));
     output.text(
         fmt::format("ceilings: read {:.1f} GB/s, f32 FMA {:.3f}, bf16 dot {:.3f}, AMX {:.3f} "
                     "TFLOP/s\n",
-                    c.read_gb_s, c.fma_f32_tflops, c.dot_bf16_tflops, c.amx_bf16_tflops));
+                    ceilings.read_gb_s, ceilings.fma_f32_tflops, ceilings.dot_bf16_tflops,
+                    ceilings.amx_bf16_tflops));
   }
   const auto print = [](const std::string& text) {
     std::fputs(text.c_str(), stdout);
@@ -191,13 +188,10 @@ int run_bench(const BenchOptions& options) {
   for (const std::string& name : options.routing) {
     const BenchRouting routing = name == "zipf" ? BenchRouting::kZipf : BenchRouting::kUniform;
     for (const int64_t tokens : options.tokens) {
-      double ratio = 0.0;
-      if (options.batch_invariant) {
-        // What the mode costs: layers with kernels chosen without it, timed right before.
-        const double without = plain->run(tokens, routing, 0.0).ms_median;
-        ratio = bench.run(tokens, routing, 0.0).ms_median / without;
+      BenchRow row = bench.run(tokens, routing);
+      if (plain) {  // what the mode costs: the same with kernels chosen without it
+        row.batch_invariant_ratio = row.ms_median / plain->run(tokens, routing).ms_median;
       }
-      const BenchRow row = bench.run(tokens, routing, ratio);
       print(bench_line(row, format) + "\n");
       plotted.push_back(row);
       if (row.of_ceiling > kImpossible) {

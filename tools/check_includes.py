@@ -28,6 +28,7 @@ LIBRARIES = {"kernels", "parallel", "loader", "runtime"}
 # Headers that only .cpp files of the library include; they are not installed either
 # (tools/cmake/GantryInstall.cmake reads this list).
 INTERNAL_HEADERS = {
+    "kernels/base/amx_tile_config.h",
     "kernels/base/check.h",
     "kernels/base/log_format.h",
     "kernels/ceilings/peak_loops.h",

@@ -61,8 +61,8 @@ std::string dtype_text(const TensorSource* source) {
   return std::string(to_string(source->tensor->info.dtype));
 }
 
-// The tensors of a layer's experts, each once.
-std::set<const TensorSource*> expert_sources(const LayerTensors& tensors) {
+// Of the tensors of a layer's experts, each counted once.
+int64_t expert_bytes(const LayerTensors& tensors) {
   std::set<const TensorSource*> sources;
   for (const LayerTensors::Expert& expert : tensors.experts) {
     for (size_t part = 0; part < expert.parts.size(); ++part) {
@@ -72,12 +72,8 @@ std::set<const TensorSource*> expert_sources(const LayerTensors& tensors) {
     }
   }
   sources.erase(nullptr);
-  return sources;
-}
-
-int64_t expert_bytes(const LayerTensors& tensors) {
   int64_t bytes = 0;
-  for (const TensorSource* source : expert_sources(tensors))
+  for (const TensorSource* source : sources)
     bytes += source->tensor->file >= 0 ? source->tensor->info.num_bytes() : 0;
   return bytes;
 }
@@ -87,7 +83,7 @@ std::string experts_text(const MoeModel& model, const MoeLayerSpec& spec) {
   const LayerTensors& tensors = model.tensors().layer(spec.layer);
   std::set<std::string> kinds;
   for (int e = 0; e < spec.num_experts; ++e) {
-    for (const Part part : {Part::kW1, Part::kW3, Part::kW2}) {
+    for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !spec.gated()) continue;
       kinds.insert(tensors.is_encoded(e, part)
                        ? model.config().quant->method

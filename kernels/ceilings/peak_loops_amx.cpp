@@ -1,3 +1,4 @@
+#include "kernels/base/amx_tile_config.h"
 #include "kernels/ceilings/peak_loops.h"
 
 // The instructions are written as assembly: the compiler's intrinsics would need flags of their own
@@ -6,23 +7,15 @@
 namespace gantry::amx {
 namespace {
 
-// Eight tiles of 16 rows of 64 bytes, the largest that there are.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
-
 constexpr int64_t kTileRowBytes = 64;
 alignas(64) constexpr std::byte kTile[16 * kTileRowBytes] = {};
 
 }  // namespace
 
 void peak_dot_bf16(int64_t steps) noexcept {
-  const TileConfig config;
+  TileConfig config;
+  for (int tile = 0; tile < 8; ++tile)
+    config.rows[tile] = 16;
   asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
   asm volatile(
       "tilezero %%tmm0\n\t"

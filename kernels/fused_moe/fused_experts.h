@@ -113,7 +113,7 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
                    const Threads& threads, FusedExpertsScratch& scratch);
 
 /// y[t] = W x[t] (+ bias), in f32, for one dense matrix (a router, a latent projection).
-/// @param scratch rows() holds T padded rows
+/// @param scratch see `linear_scratch`
 void linear(std::span<const float> x, const PackedLayout& layout, const std::byte* weight,
             const float* bias, std::span<float> y, const FusedExpertsKernels& kernels,
             const Threads& threads, FusedExpertsScratch& scratch);

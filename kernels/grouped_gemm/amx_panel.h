@@ -10,15 +10,23 @@ namespace gantry::amx_panel {
 /// Tile registers 0..3 hold sums, 4 and 5 rows of x, 6 and 7 weights.
 ///
 /// A `Tiles` type has
-///   void configure(int rows_low, int rows_high)  tiles 0, 1, 4 have rows_low rows (1..16), tiles
-///   2,
-///                                  3, 5 rows_high (at least 1), tiles 6, 7 sixteen; 64 bytes a row
+///   void configure(int rows_low, int rows_high);   tiles 0, 1, 4 have rows_low rows (1..16),
+///       tiles 2, 3, 5 rows_high (at least 1), tiles 6 and 7 sixteen; 64 bytes a row
 ///   template <int T> void zero();
 ///   template <int T> void load(const std::byte* base, int64_t stride);
 ///   template <int T> void stream(const std::byte* base, int64_t stride);   (non-temporal hint)
 ///   template <int T> void store(float* base, int64_t stride_bytes);
 ///   template <int C, int A, int B> void dot_bf16();   C += A B, see TDPBF16PS
 ///   void prefetch(const std::byte* line);
+
+/// Bytes of 32 k of a panel: two tiles of weights.
+inline constexpr int64_t kTileBytes = 2048;
+
+template <typename Tiles>
+void fetch_tile(Tiles& tiles, const std::byte* weights) {
+  for (int64_t line = 0; line < kTileBytes; line += 64)
+    tiles.prefetch(weights + line);
+}
 
 // One block of up to 16 rows: 1 x 2 tiles.
 template <typename Tiles>
@@ -27,16 +35,13 @@ void narrow_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetc
   tiles.template zero<1>();
   const std::byte* x = call.x + row * call.x_stride;
   for (int64_t tile = 0; tile < call.k / 32; ++tile) {
-    const std::byte* weights = call.panel + tile * 2048;
+    const std::byte* weights = call.panel + tile * kTileBytes;
     tiles.template load<4>(x + tile * 64, call.x_stride);
     tiles.template load<6>(weights, 128);
     tiles.template dot_bf16<0, 4, 6>();
     tiles.template load<7>(weights + 64, 128);
     tiles.template dot_bf16<1, 4, 7>();
-    if (prefetches) {
-      for (int64_t line = 0; line < 2048; line += 64)
-        tiles.prefetch(call.next + tile * 2048 + line);
-    }
+    if (prefetches) fetch_tile(tiles, call.next + tile * kTileBytes);
   }
   tiles.template store<0>(call.c + row * 32, 128);
   tiles.template store<1>(call.c + row * 32 + 16, 128);
@@ -51,7 +56,7 @@ void wide_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetche
   tiles.template zero<3>();
   const std::byte* x = call.x + row * call.x_stride;
   for (int64_t tile = 0; tile < call.k / 32; ++tile) {
-    const std::byte* weights = call.panel + tile * 2048;
+    const std::byte* weights = call.panel + tile * kTileBytes;
     tiles.template load<4>(x + tile * 64, call.x_stride);
     tiles.template stream<6>(weights, 128);
     tiles.template dot_bf16<0, 4, 6>();
@@ -60,10 +65,7 @@ void wide_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetche
     tiles.template load<5>(x + 16 * call.x_stride + tile * 64, call.x_stride);
     tiles.template dot_bf16<2, 5, 6>();
     tiles.template dot_bf16<3, 5, 7>();
-    if (prefetches) {
-      for (int64_t line = 0; line < 2048; line += 64)
-        tiles.prefetch(call.next + tile * 2048 + line);
-    }
+    if (prefetches) fetch_tile(tiles, call.next + tile * kTileBytes);
   }
   tiles.template store<0>(call.c + row * 32, 128);
   tiles.template store<1>(call.c + row * 32 + 16, 128);

@@ -15,6 +15,11 @@ inline constexpr int64_t kHalfPanel = 16;
 /// k is padded with zeros to a multiple of this: the depth of one AMX tile of bf16.
 inline constexpr int64_t kPanelDepth = 32;
 
+/// k as it stands in panels and in the rows that meet them.
+constexpr int64_t padded_depth(int64_t k) noexcept {
+  return (k + kPanelDepth - 1) / kPanelDepth * kPanelDepth;
+}
+
 /// How one matrix W[n, k] stands in memory for the kernels: panels of 32 outputs, each one a linear
 /// stream along k, the same for one row and for thousands.
 ///
@@ -33,9 +38,7 @@ struct PackedLayout {
   int64_t n = 0;  ///< rows of W, 2 J where gated
   int64_t k = 0;  ///< columns of W
 
-  [[nodiscard]] int64_t padded_k() const noexcept {
-    return (k + kPanelDepth - 1) / kPanelDepth * kPanelDepth;
-  }
+  [[nodiscard]] int64_t padded_k() const noexcept { return padded_depth(k); }
   /// Outputs that one panel can hold: 16 of a gated matrix (with their up rows), else 32.
   [[nodiscard]] int64_t panel_outputs() const noexcept { return gated ? kHalfPanel : kPanelWidth; }
   [[nodiscard]] int64_t num_outputs() const noexcept { return gated ? n / 2 : n; }

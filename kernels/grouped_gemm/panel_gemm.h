@@ -41,9 +41,6 @@ void panel_gemm_bf16(const PanelGemm& call) noexcept;
 void panel_gemm_f16(const PanelGemm& call) noexcept;
 void panel_gemm_f32(const PanelGemm& call) noexcept;
 void panel_gemm_bf16_dot(const PanelGemm& call) noexcept;
-/// Runs `steps` x 16 independent instructions of one kind; what the start-up probe times.
-void probe_fma(int64_t steps) noexcept;
-void probe_dot(int64_t steps) noexcept;
 }  // namespace avx512
 namespace amx {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;

@@ -1,5 +1,6 @@
 #include <immintrin.h>
 
+#include "kernels/base/amx_tile_config.h"
 #include "kernels/grouped_gemm/amx_panel.h"
 
 // Real tiles. The instructions are written as assembly because GCC's intrinsics paste the tile
@@ -8,14 +9,6 @@
 
 namespace gantry::amx {
 namespace {
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {};
-};
 
 class HardwareTiles {
  public:

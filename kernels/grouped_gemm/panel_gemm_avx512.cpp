@@ -109,15 +109,4 @@ void panel_gemm_bf16(const PanelGemm& call) noexcept { run<BF16>(call); }
 void panel_gemm_f16(const PanelGemm& call) noexcept { run<F16>(call); }
 void panel_gemm_f32(const PanelGemm& call) noexcept { run<F32>(call); }
 
-void probe_fma(int64_t steps) noexcept {
-  __m512 sums[16] = {};
-  const __m512 x = _mm512_set1_ps(1e-3F);
-  for (int64_t i = 0; i < steps; ++i) {
-    for (__m512& sum : sums) {
-      sum = _mm512_fmadd_ps(x, x, sum);
-      asm volatile("" : "+v"(sum));
-    }
-  }
-}
-
 }  // namespace gantry::avx512

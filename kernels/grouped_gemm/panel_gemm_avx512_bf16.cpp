@@ -89,15 +89,4 @@ void panel_gemm_bf16_dot(const PanelGemm& call) noexcept {
   }
 }
 
-void probe_dot(int64_t steps) noexcept {
-  __m512 sums[16] = {};
-  const auto x = (__m512bh)_mm512_set1_epi16(0x3a80);
-  for (int64_t i = 0; i < steps; ++i) {
-    for (__m512& sum : sums) {
-      sum = _mm512_dpbf16_ps(sum, x, x);
-      asm volatile("" : "+v"(sum));
-    }
-  }
-}
-
 }  // namespace gantry::avx512

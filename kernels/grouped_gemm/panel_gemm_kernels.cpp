@@ -6,6 +6,8 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
+#include "kernels/ceilings/peak_loops.h"
+#include "kernels/grouped_gemm/packed_layout.h"
 
 namespace gantry {
 namespace {
@@ -44,9 +46,9 @@ std::string refusal(const PanelGemmKernel& kernel, const KernelRequest& request)
   return "";
 }
 
-double seconds_of(void (*probe)(int64_t) noexcept, int64_t steps) {
+double seconds_of(void (*loop)(int64_t) noexcept, int64_t steps) {
   const auto start = std::chrono::steady_clock::now();
-  probe(steps);
+  loop(steps);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -65,12 +67,14 @@ Avx512DotChoice choose_avx512_dot() {
   constexpr int64_t kSteps = 20000;  // about 0.1 ms a run
   constexpr size_t kRepeats = 5;
   constexpr double kNeeded = 1.3;
+  constexpr double kFlopRatio =
+      static_cast<double>(avx512::kPeakDotFlop) / static_cast<double>(avx512::kPeakFmaFlop);
   double ratios[kRepeats];
-  seconds_of(avx512::probe_fma, kSteps);  // wakes the vector units
+  seconds_of(avx512::peak_fma, kSteps);  // wakes the vector units
   for (double& ratio : ratios) {
-    const double fma = seconds_of(avx512::probe_fma, kSteps);
-    const double dot = seconds_of(avx512::probe_dot, kSteps);
-    ratio = 2.0 * fma / dot;  // one dot instruction does the work of two FMAs
+    const double fma = seconds_of(avx512::peak_fma, kSteps);
+    const double dot = seconds_of(avx512::peak_dot_bf16, kSteps);
+    ratio = kFlopRatio * fma / dot;
   }
   std::sort(std::begin(ratios), std::end(ratios));
   const double median = ratios[kRepeats / 2];
@@ -89,7 +93,7 @@ std::string_view to_string(ActivationDType dtype) noexcept {
 int64_t PanelGemmKernel::row_stride_bytes(int64_t k) const noexcept {
   constexpr int64_t kLine = 64;
   const int64_t element = rows == ActivationDType::kBF16 ? 2 : 4;
-  const int64_t padded = (k + 31) / 32 * 32 * element;
+  const int64_t padded = padded_depth(k) * element;
   // An odd number of lines: consecutive rows start in different sets whatever k is.
   return (padded / kLine % 2 == 0 ? padded + kLine : padded);
 }

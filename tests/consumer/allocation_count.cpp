@@ -16,7 +16,7 @@ void* counted(size_t size, size_t alignment) {
 }
 }  // namespace
 
-int64_t allocation_count() { return count; }
+int64_t allocation_count() noexcept { return count; }
 
 void* operator new(size_t size) { return counted(size, alignof(std::max_align_t)); }
 void* operator new(size_t size, std::align_val_t alignment) {

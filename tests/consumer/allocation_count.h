@@ -3,4 +3,4 @@
 #include <cstdint>
 
 /// Allocations by operator new that this thread has made so far.
-int64_t allocation_count();
+int64_t allocation_count() noexcept;

@@ -70,7 +70,7 @@ TEST_P(SlotLayoutTest, SplitsW13IntoGateThenUp) {
     EXPECT_EQ(w1.offset, section.offset);
     EXPECT_EQ(w1.first_row, 0);
     EXPECT_EQ(w1.rows, c.intermediate);
-    EXPECT_EQ(w1.panels == nullptr, kind == TensorKind::kBias);
+    EXPECT_EQ(!w1.panels.has_value(), kind == TensorKind::kBias);
     if (!c.gated) continue;
     const SlotTarget w3 = slot_target(layout, Part::kW3, kind);
     EXPECT_EQ(w3.offset, section.offset);

@@ -13,8 +13,6 @@ namespace {
 
 using Tensor = MutableCheckpoint::Tensor;
 
-constexpr std::array<Part, 3> kParts = {Part::kW1, Part::kW3, Part::kW2};
-
 // Names of the tensors of MoE layers that `wanted` accepts.
 std::vector<std::string> names_of(const MoeModel& model, const MutableCheckpoint& checkpoint,
                                   const std::function<bool(const TensorRef&)>& wanted) {
@@ -135,7 +133,7 @@ Mutated swap_experts(MutableCheckpoint& checkpoint, const MoeModel& model, Seede
   const auto a = static_cast<int>(rng.integer(0, layer.num_experts - 2));
   const auto b = static_cast<int>(rng.integer(a + 1, layer.num_experts - 1));
   bool changed = false;
-  for (const Part part : kParts) {
+  for (const Part part : kExpertParts) {
     if (part == Part::kW3 && !layer.gated()) continue;
     changed = swap_places(place_of(checkpoint, model, layer, a, part),
                           place_of(checkpoint, model, layer, b, part)) ||
