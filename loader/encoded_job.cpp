@@ -1,9 +1,12 @@
 #include "loader/encoded_job.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "kernels/base/check.h"
+#include "kernels/grouped_gemm/pack_codes.h"
 #include "loader/encodings/encoded_matrix.h"
 #include "loader/encodings/scale_grid.h"
 #include "loader/read_job.h"
@@ -11,6 +14,10 @@
 
 namespace gantry {
 namespace {
+
+std::string_view suffix_of(const TensorSource& source) {
+  return source.ref.kind == TensorKind::kWeight ? std::string_view("weight") : source.ref.suffix;
+}
 
 int64_t bytes_of(const TensorSource& source) {
   const TensorInfo& info = source.tensor->info;
@@ -84,6 +91,34 @@ class TensorReader {
   std::vector<std::vector<std::byte>> memory_;
 };
 
+EncodedMatrix describe(const LayerTensors& tensors, const MoeLayerSpec& layer, int expert,
+                       Part part) {
+  EncodedMatrix matrix;
+  matrix.size = part_size(part, layer);
+  for (const TensorSource* source : encoded_sources(tensors, expert, part)) {
+    const TensorInfo& info = source->tensor->info;
+    matrix.tensors.emplace(suffix_of(*source),
+                           EncodedTensor{source->name, info.dtype, info.shape, nullptr});
+  }
+  return matrix;
+}
+
+// Whether inputs are in groups by g_idx other than in order. Ascending groups are in order, except
+// for uneven ones, which the reader then finds.
+bool has_activation_order(const Checkpoint& checkpoint, const LayerTensors& tensors, int expert,
+                          Part part) {
+  for (const TensorSource* source : encoded_sources(tensors, expert, part)) {
+    if (suffix_of(*source) != "g_idx" && suffix_of(*source) != "weight_g_idx") continue;
+    const TensorInfo& info = source->tensor->info;
+    if (info.dtype != DType::kI32) return true;  // the reader will refuse it
+    std::vector<int32_t> groups(static_cast<size_t>(info.num_elements()));
+    checkpoint.files()[static_cast<size_t>(source->tensor->file)].read(info.begin, groups.data(),
+                                                                       info.num_bytes());
+    if (!std::is_sorted(groups.begin(), groups.end())) return true;
+  }
+  return false;
+}
+
 // A multiplier of the projection's input is one of the matrix' columns.
 void fold_input_scale(const EncodedMatrix& matrix, std::vector<float>& decoded) {
   const EncodedTensor* scale = matrix.find("pre_quant_scale");
@@ -92,6 +127,81 @@ void fold_input_scale(const EncodedMatrix& matrix, std::vector<float>& decoded) 
   const std::vector<float> values = scale_values(*scale);
   for (size_t i = 0; i < decoded.size(); ++i)
     decoded[i] *= values[i % values.size()];
+}
+
+// The rows and inputs that a rank owns, as its slots' layout has them.
+class CodedShard {
+ public:
+  CodedShard(const CodedMatrix& coded, const Slice& out, const Slice& in,
+             const WeightFormat& format)
+      : coded_(coded), out_(out), in_(in) {
+    const auto row = static_cast<size_t>(out.begin);
+    block_ = {
+        .codes = coded.codes.data() + out.begin * coded.size.in + in.begin,
+        .rows = out.size(),
+        .cols = in.size(),
+        .stride = coded.size.in,
+        .output_scales = coded.output_scales.empty() ? nullptr : coded.output_scales.data() + row};
+    if (!format.grouped()) return;
+    const int64_t groups = (in.size() + format.group - 1) / format.group;
+    cut(coded.scales, groups, format.group, scales_);
+    cut(coded.zeros, groups, format.group, zeros_);
+    block_.scales = scales_.data();
+    block_.zeros = zeros_.data();
+  }
+  [[nodiscard]] const CodedBlock& block() const noexcept { return block_; }
+
+ private:
+  template <typename T>
+  void cut(const std::vector<T>& whole, int64_t groups, int64_t group, std::vector<T>& part) {
+    if (whole.empty()) return;
+    const int64_t all_groups = coded_.num_groups();
+    part.reserve(static_cast<size_t>(out_.size() * groups));
+    for (int64_t o = out_.begin; o < out_.end; ++o) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t from = (in_.begin + g * group) / coded_.format.group;
+        part.push_back(whole[static_cast<size_t>(o * all_groups + from)]);
+      }
+    }
+  }
+
+  const CodedMatrix& coded_;
+  Slice out_;
+  Slice in_;
+  CodedBlock block_;
+  std::vector<float> scales_;
+  std::vector<int8_t> zeros_;
+};
+
+void pack_shard(const CodedMatrix& coded, const EncodedJob& job) {
+  const PackedLayout& layout = *job.target.panels;
+  GANTRY_CHECK(
+      shard_format(coded.format, job.in.begin) == layout.format && coded.input_groups.empty(),
+      ErrorCode::kFormat, "expected {}, found {}{}", to_string(layout.format),
+      to_string(coded.format),
+      coded.input_groups.empty() ? "" : " with groups that are not in order");
+  const CodedShard shard(coded, job.out, job.in, layout.format);
+  for (const EncodedJob::Destination& destination : job.destinations) {
+    if (destination.slot == nullptr) continue;
+    GANTRY_CHECK(pack_coded_rows(layout, shard.block(), job.target.first_row,
+                                 destination.slot + job.target.offset),
+                 ErrorCode::kInternal, "a scale is not a value of {}", to_string(layout.format));
+  }
+}
+
+void pack_decoded(const std::vector<float>& decoded, const EncodedJob& job,
+                  const MatrixSize& size) {
+  const StridedBlock block{.data = reinterpret_cast<const std::byte*>(
+                               decoded.data() + job.out.begin * size.in + job.in.begin),
+                           .rows = job.out.size(),
+                           .cols = job.in.size(),
+                           .row_stride = size.in,
+                           .col_stride = 1};
+  for (const EncodedJob::Destination& destination : job.destinations) {
+    if (destination.slot == nullptr) continue;
+    pack_block(*job.target.panels, block, job.target.first_row, 0,
+               destination.slot + job.target.offset);
+  }
 }
 
 void add_finding(FindingKind kind, const std::string& message, const TensorSource& source,
@@ -118,6 +228,40 @@ std::vector<const TensorSource*> encoded_sources(const LayerTensors& tensors, in
   return sources;
 }
 
+ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeModelConfig& config,
+                             const MoeLayerSpec& layer, const LayerTensors& tensors,
+                             const Slice& intermediate) {
+  ExpertFormats formats;
+  for (int expert = 0; expert < layer.num_experts; ++expert) {
+    for (const Part part : kExpertParts) {
+      if (part == Part::kW3 && !layer.gated()) continue;
+      const auto decodes = [&](std::string_view why) {
+        return ExpertFormats{{}, {}, fmt::format("expert {} {}: {}", expert, to_string(part), why)};
+      };
+      if (!tensors.is_encoded(expert, part)) return decodes("is not quantized");
+      std::optional<WeightFormat> found;
+      try {
+        found = coded_format(*config.quant, describe(tensors, layer, expert, part));
+      } catch (const Error& error) {  // the load reports it with all that belongs to it
+        return decodes(error.what());
+      }
+      if (!found) return decodes("no kernel format holds it");
+      if (has_activation_order(checkpoint, tensors, expert, part)) {
+        return decodes("activation order");
+      }
+      const bool is_w2 = part == Part::kW2;
+      if (is_w2) *found = shard_format(*found, intermediate.begin);
+      if (!found->coded()) return decodes("the shard cuts groups too small");
+      WeightFormat& format = is_w2 ? formats.w2 : formats.w13;
+      if (!format.coded()) format = *found;
+      if (format != *found) {
+        return decodes(fmt::format("{}, others {}", to_string(*found), to_string(format)));
+      }
+    }
+  }
+  return formats;
+}
+
 int64_t encoded_bytes(const LayerTensors& tensors, int expert, Part part) {
   int64_t bytes = 0;
   for (const TensorSource* source : encoded_sources(tensors, expert, part))
@@ -131,44 +275,40 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
                         LoadReport& report) {
   TensorReader reader(checkpoint, *config.family, layer, job);
   const std::vector<const TensorSource*> sources = encoded_sources(tensors, job.expert, job.part);
-  std::vector<float> decoded;
   EncodedMatrix matrix;
   matrix.size = part_size(job.part, layer);
+  const auto check_finite = [&](int64_t bad, std::string_view what) {
+    if (!options.check_finite || bad < 0) return;  // one finding a matrix says enough
+    add_finding(FindingKind::kNonFinite,
+                fmt::format("{}: element [{}, {}] is {} once dequantized", sources[0]->name,
+                            bad / matrix.size.in, bad % matrix.size.in, what),
+                *sources[0], job, checkpoint, report);
+  };
   try {
-    for (const TensorSource* source : sources) {
-      const bool is_weight = source->ref.kind == TensorKind::kWeight;
-      matrix.tensors.emplace(is_weight ? "weight" : source->ref.suffix, reader.read(*source));
+    for (const TensorSource* source : sources)
+      matrix.tensors.emplace(suffix_of(*source), reader.read(*source));
+    const Encoding& encoding = find_encoding(*config.quant, matrix);
+    if (job.target.panels->format.coded()) {
+      const CodedMatrix coded = encoding.code(*config.quant, matrix);
+      const int64_t bad = find_non_finite(coded);
+      check_finite(bad, "NaN or infinite");
+      if (bad < 0) pack_shard(coded, job);
+    } else {
+      std::vector<float> decoded = decode_matrix(*config.quant, matrix);
+      fold_input_scale(matrix, decoded);
+      const int64_t bad =
+          find_non_finite(decoded.data(), DType::kF32, static_cast<int64_t>(decoded.size()));
+      check_finite(bad,
+                   bad >= 0 && std::isnan(decoded[static_cast<size_t>(bad)]) ? "NaN" : "infinite");
+      pack_decoded(decoded, job, matrix.size);
     }
-    decoded = decode_matrix(*config.quant, matrix);
-    fold_input_scale(matrix, decoded);
   } catch (const Error& error) {
     if (error.code() == ErrorCode::kIo) throw;
     add_finding(FindingKind::kEncoding, error.what(), *sources[0], job, checkpoint, report);
     return reader.bytes_read;
   }
-  const int64_t bad = options.check_finite ? find_non_finite(decoded.data(), DType::kF32,
-                                                             static_cast<int64_t>(decoded.size()))
-                                           : -1;
-  if (bad >= 0) {  // one finding a matrix says enough
-    add_finding(FindingKind::kNonFinite,
-                fmt::format("{}: element [{}, {}] is {} once dequantized", sources[0]->name,
-                            bad / matrix.size.in, bad % matrix.size.in,
-                            std::isnan(decoded[static_cast<size_t>(bad)]) ? "NaN" : "infinite"),
-                *sources[0], job, checkpoint, report);
-  }
-  const StridedBlock block{.data = reinterpret_cast<const std::byte*>(
-                               decoded.data() + job.out.begin * matrix.size.in + job.in.begin),
-                           .rows = job.out.size(),
-                           .cols = job.in.size(),
-                           .row_stride = matrix.size.in,
-                           .col_stride = 1};
-  for (const EncodedJob::Destination& destination : job.destinations) {
-    if (destination.slot != nullptr) {
-      pack_block(*job.target.panels, block, job.target.first_row, 0,
-                 destination.slot + job.target.offset);
-    }
+  for (const EncodedJob::Destination& destination : job.destinations)
     ledger.record(destination.ledger_id, 0, job.out.size());
-  }
   if (options.progress) options.progress(reader.bytes_read);
   return reader.bytes_read;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "loader/checkpoint.h"
@@ -14,8 +15,8 @@
 
 namespace gantry {
 
-/// One quantized matrix of one expert, decoded to f32 and packed into every slot that holds it.
-/// Internal.
+/// One quantized matrix of one expert: read, brought into the slot's format (codes and scales, or
+/// f32) and packed into every slot that holds it. Internal.
 struct EncodedJob {
   int expert = -1;
   Part part = Part::kW1;
@@ -32,6 +33,19 @@ struct EncodedJob {
 /// The tensors of a job's matrix: its weight, where it has one, then the others.
 std::vector<const TensorSource*> encoded_sources(const LayerTensors& tensors, int expert,
                                                  Part part);
+
+/// The formats in which a rank's slots can have a layer's quantized experts.
+struct ExpertFormats {
+  WeightFormat w13;
+  WeightFormat w2;
+  std::string reason;  ///< why the experts are decoded to f32 instead; empty if they are not
+};
+
+/// What the tensors allow: every expert, gate and up in one format, and w2 cut at `intermediate`.
+/// Reads the activation orders (g_idx), which decide too.
+ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeModelConfig& config,
+                             const MoeLayerSpec& layer, const LayerTensors& tensors,
+                             const Slice& intermediate);
 
 /// Bytes that a job reads: its expert's part of each tensor.
 int64_t encoded_bytes(const LayerTensors& tensors, int expert, Part part);

@@ -16,6 +16,29 @@ int64_t align_up(int64_t bytes) {
 
 SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t intermediate_size,
                               int64_t hidden_size) {
+  SlotLayout layout;
+  layout.dtype = dtype;
+  layout.gated = gated;
+  layout.bias = bias;
+  layout.intermediate_size = intermediate_size;
+  layout.hidden_size = hidden_size;
+  layout.place_sections({}, {});
+  return layout;
+}
+
+SlotLayout SlotLayout::create(const WeightFormat& w13, const WeightFormat& w2, bool gated,
+                              bool bias, int64_t intermediate_size, int64_t hidden_size) {
+  SlotLayout layout;
+  layout.dtype = DType::kF32;
+  layout.gated = gated;
+  layout.bias = bias;
+  layout.intermediate_size = intermediate_size;
+  layout.hidden_size = hidden_size;
+  layout.place_sections(w13, w2);
+  return layout;
+}
+
+void SlotLayout::place_sections(const WeightFormat& w13_format, const WeightFormat& w2_format) {
   constexpr int64_t kMaxSize = int64_t{1} << 24;  // keeps every product below far inside 64 bits
   GANTRY_CHECK(is_plain_float(dtype), ErrorCode::kInvalidArgument,
                "slot layout: expected f32, f16 or bf16, found {}", to_string(dtype));
@@ -23,27 +46,19 @@ SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t interm
                    hidden_size <= kMaxSize,
                ErrorCode::kInvalidArgument, "slot layout: intermediate size {}, hidden size {}",
                intermediate_size, hidden_size);
-  SlotLayout layout;
-  layout.dtype = dtype;
-  layout.gated = gated;
-  layout.bias = bias;
-  layout.intermediate_size = intermediate_size;
-  layout.hidden_size = hidden_size;
-
   int64_t end = 0;
   const auto place = [&end](int64_t bytes) {
     const SlotSection section{end, bytes};
     end = align_up(end + bytes);
     return section;
   };
-  layout.w13_panels = {dtype, gated, layout.w13_rows(), hidden_size};
-  layout.w2_panels = {dtype, false, hidden_size, intermediate_size};
-  layout.w13 = place(layout.w13_panels.bytes());
-  layout.w2 = place(layout.w2_panels.bytes());
-  layout.b13 = place(bias ? layout.w13_rows() * 4 : 0);
-  layout.b2 = place(bias ? hidden_size * 4 : 0);
-  layout.stride_bytes = end;
-  return layout;
+  w13_panels = {dtype, gated, w13_rows(), hidden_size, w13_format};
+  w2_panels = {dtype, false, hidden_size, intermediate_size, w2_format};
+  w13 = place(w13_panels.bytes());
+  w2 = place(w2_panels.bytes());
+  b13 = place(bias ? w13_rows() * 4 : 0);
+  b2 = place(bias ? hidden_size * 4 : 0);
+  stride_bytes = end;
 }
 
 PackedExperts SlotLayout::experts(const std::byte* slots, int64_t num_slots) const noexcept {

@@ -29,9 +29,10 @@ struct SlotSection {
 /// J = this rank's part of the intermediate size; S = 2 with a gate (w1 rows, then w3 rows),
 /// else 1. The order inside the panels is that of PackedLayout. Every section starts at a multiple
 /// of 256 bytes, and so does the next slot: all slots of a layer share one layout. Weights keep the
-/// checkpoint's dtype; biases are widened to f32. A slot starts as zeros (the padding of panels).
+/// checkpoint's dtype, or its codes and scales (WeightFormat); biases are widened to f32. A slot
+/// starts as zeros (the padding of panels).
 struct SlotLayout {
-  DType dtype = DType::kBF16;
+  DType dtype = DType::kBF16;  ///< of plain weights; f32 where they are coded
   bool gated = true;
   bool bias = false;
   int64_t intermediate_size = 0;  ///< J
@@ -47,11 +48,14 @@ struct SlotLayout {
   /// @throws Error kInvalidArgument for sizes that do not fit 64 bits
   static SlotLayout create(DType dtype, bool gated, bool bias, int64_t intermediate_size,
                            int64_t hidden_size);
+  /// For coded weights.
+  static SlotLayout create(const WeightFormat& w13, const WeightFormat& w2, bool gated, bool bias,
+                           int64_t intermediate_size, int64_t hidden_size);
 
   [[nodiscard]] int64_t w13_rows() const noexcept { return (gated ? 2 : 1) * intermediate_size; }
   /// Bytes of one slot that come from the checkpoint: without padding and the gaps of alignment.
   [[nodiscard]] int64_t owned_bytes() const noexcept {
-    return (w13_rows() + intermediate_size) * hidden_size * size_of(dtype) + b13.bytes + b2.bytes;
+    return w13_panels.owned_bytes() + w2_panels.owned_bytes() + b13.bytes + b2.bytes;
   }
 
   /// What the kernels read of `num_slots` slots that start at `slots`.
@@ -59,8 +63,12 @@ struct SlotLayout {
 
   friend bool operator==(const SlotLayout& a, const SlotLayout& b) {
     return a.dtype == b.dtype && a.gated == b.gated && a.bias == b.bias &&
-           a.intermediate_size == b.intermediate_size && a.hidden_size == b.hidden_size;
+           a.intermediate_size == b.intermediate_size && a.hidden_size == b.hidden_size &&
+           a.w13_panels.format == b.w13_panels.format && a.w2_panels.format == b.w2_panels.format;
   }
+
+ private:
+  void place_sections(const WeightFormat& w13_format, const WeightFormat& w2_format);
 };
 
 /// Where one part of an expert goes inside a slot: rows of a packed matrix, or of a bias (which is

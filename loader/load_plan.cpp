@@ -100,6 +100,10 @@ class Planner {
     job.out = slice.out;
     job.in = slice.in;
     job.target = slot_target(layout, part, TensorKind::kWeight);
+    PackedLayout shard = *job.target.panels;  // as if the part stood alone
+    shard.gated = false;
+    shard.n = slice.out.size();
+    const int64_t job_bytes = shard.owned_bytes();
     for (const int32_t slot : slot_ids) {
       const int64_t id = ledger_.expect({.layer = layer_.layer,
                                          .expert = expert,
@@ -107,13 +111,12 @@ class Planner {
                                          .part = fmt::format("{} quantized", to_string(part)),
                                          .tensor = encoded_sources(tensors, expert, part)[0]->name,
                                          .units = slice.out.size(),
-                                         .unit_bytes = slice.in.size() * size_of(layout.dtype)});
+                                         .unit_bytes = job_bytes / slice.out.size()});
       job.destinations.push_back(
           {slots == nullptr ? nullptr : slots + slot * layout.stride_bytes, id});
     }
     bytes_read_ += encoded_bytes(tensors, expert, part);
-    bytes_owned_ += slice.out.size() * slice.in.size() * size_of(layout.dtype) *
-                    static_cast<int64_t>(slot_ids.size());
+    bytes_owned_ += job_bytes * static_cast<int64_t>(slot_ids.size());
     encoded_jobs_.push_back(std::move(job));
   }
 

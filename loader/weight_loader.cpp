@@ -7,6 +7,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
+#include "kernels/base/log_format.h"
 #include "loader/encoded_job.h"
 #include "loader/read_job.h"
 
@@ -104,12 +105,6 @@ class SmallTensorReader {
   LoadStats& stats_;
 };
 
-// Quantized matrices are decoded to f32: slots of the reference path hold exact values.
-DType expert_dtype(const LayerTensors& tensors) {
-  if (tensors.has_encoded_experts()) return DType::kF32;
-  return tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
-}
-
 }  // namespace
 
 int64_t MoeLayerWeights::owned_bytes() const noexcept {
@@ -134,6 +129,26 @@ std::string infeasible_reason(const MoeLayerSpec& layer, int tp_size, int ep_siz
   return "";
 }
 
+SlotLayout WeightLoader::expert_layout(const MoeLayerSpec& spec, const LayerTensors& tensors,
+                                       const Slice& slice) const {
+  const int64_t h = spec.expert_hidden_size;
+  if (!tensors.has_encoded_experts()) {
+    const DType dtype =
+        tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
+    return SlotLayout::create(dtype, spec.gated(), tensors.expert_bias, slice.size(), h);
+  }
+  const ExpertFormats formats = expert_formats(*checkpoint_, *config_, spec, tensors, slice);
+  if (!formats.reason.empty()) {
+    log(LogLevel::kInfo, "layer {}: quantized experts are decoded to f32: {}", spec.layer,
+        formats.reason);
+    return SlotLayout::create(DType::kF32, spec.gated(), tensors.expert_bias, slice.size(), h);
+  }
+  log(LogLevel::kInfo, "layer {}: experts: w13 {}, w2 {}", spec.layer, to_string(formats.w13),
+      to_string(formats.w2));
+  return SlotLayout::create(formats.w13, formats.w2, spec.gated(), tensors.expert_bias,
+                            slice.size(), h);
+}
+
 MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
                                        const ExpertMap& experts, bool with_memory) const {
   const LayerTensors& tensors = tensors_->layer(spec.layer);
@@ -149,8 +164,7 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
   weights.spec = spec;
   weights.parallel = parallel;
   const Slice slice = split_evenly(spec.intermediate_size, parallel.tp_size, parallel.tp_rank());
-  weights.layout = SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias,
-                                      slice.size(), spec.expert_hidden_size);
+  weights.layout = expert_layout(spec, tensors, slice);
   weights.num_slots = experts.num_slots(parallel.ep_rank());
   if (with_memory) {
     weights.slots =

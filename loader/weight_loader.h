@@ -61,6 +61,10 @@ class WeightLoader {
  private:
   [[nodiscard]] MoeLayerWeights allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
                                          const ExpertMap& experts, bool with_memory) const;
+  /// Experts keep their dtype or their codes; what kernels have no format for is decoded to f32,
+  /// which the log says.
+  [[nodiscard]] SlotLayout expert_layout(const MoeLayerSpec& spec, const LayerTensors& tensors,
+                                         const Slice& slice) const;
   void load_small_tensors(MoeLayerWeights& weights, const LoadOptions& options, LoadReport& report,
                           LoadStats& stats) const;
 

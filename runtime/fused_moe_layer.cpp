@@ -81,7 +81,12 @@ std::shared_ptr<const MoeLayerWeights> FusedMoeLayer::weights() const {
   return {std::move(held), weights};
 }
 
-const PanelGemmKernel& FusedMoeLayer::kernel() const { return *operands()->routed_kernels.gemm; }
+std::string FusedMoeLayer::kernel_name() const {
+  const auto held = operands();
+  const std::string w13 = to_string(held->routed_kernels.w13);
+  const std::string w2 = to_string(held->routed_kernels.w2);
+  return w13 == w2 ? w13 : fmt::format("w13 {}, w2 {}", w13, w2);
+}
 
 void FusedMoeLayer::replace_weights(MoeLayerWeights weights) {
   const auto old = operands();

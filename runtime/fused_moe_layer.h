@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 
 #include "kernels/base/cpu_features.h"
 #include "kernels/base/export.h"
@@ -87,8 +88,8 @@ class FusedMoeLayer {
 
   /// The weights in use. They stay valid as long as the pointer is held.
   [[nodiscard]] std::shared_ptr<const MoeLayerWeights> weights() const;
-  /// The kernel that runs the routed experts.
-  [[nodiscard]] const PanelGemmKernel& kernel() const;
+  /// The kernels that run the routed experts, for people.
+  [[nodiscard]] std::string kernel_name() const;
 
  private:
   [[nodiscard]] std::shared_ptr<const LayerOperands> operands() const;

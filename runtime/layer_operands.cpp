@@ -20,16 +20,18 @@ DenseOperand pack_dense(const Buffer<float>& matrix, const Buffer<float>& bias, 
   return operand;
 }
 
-FusedExpertsKernels select(DType weights, const FusedMoeOptions& options, int layer,
+FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& options, int layer,
                            std::string_view what) {
-  const KernelRequest request{.weights = weights,
+  const KernelRequest request{.weights = layout.dtype,
                               .activations = options.activations,
                               .isas = options.isas,
                               .avx512_dot = options.avx512_dot,
                               .batch_invariant = options.batch_invariant};
-  const FusedExpertsKernels kernels = select_fused_experts(request);
-  log(LogLevel::kDebug, "layer {}: {}: {} ({})", layer, what, kernels.gemm->name,
-      fmt::join(refused_panel_gemms(request), "; "));
+  const FusedExpertsKernels kernels =
+      select_fused_experts(request, layout.w13_panels.format, layout.w2_panels.format);
+  log(LogLevel::kDebug, "layer {}: {}: {} weights: {}; w2 {}: {} ({})", layer, what,
+      to_string(layout.w13_panels), to_string(kernels.w13), to_string(layout.w2_panels),
+      to_string(kernels.w2), fmt::join(refused_panel_gemms(request), "; "));
   return kernels;
 }
 
@@ -41,14 +43,16 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts,
   const MoeLayerSpec& spec = weights.spec;
   const int ep_rank = weights.parallel.ep_rank();
   routed = weights.layout.experts(weights.slots.data(), weights.num_slots);
-  routed_kernels = select(weights.layout.dtype, options, spec.layer, "experts");
+  routed_kernels = select(weights.layout, options, spec.layer, "experts");
   if (weights.shared.size() > 0) {
     shared = weights.shared_layout.experts(weights.shared.data(), 1);
-    shared_kernels = select(weights.shared_layout.dtype, options, spec.layer, "shared experts");
+    shared_kernels = select(weights.shared_layout, options, spec.layer, "shared experts");
   }
   FusedMoeOptions dense = options;
   dense.activations = ActivationDType::kF32;
-  dense_kernels = select(DType::kF32, dense, spec.layer, "router");
+  SlotLayout dense_layout;
+  dense_layout.dtype = DType::kF32;
+  dense_kernels = select(dense_layout, dense, spec.layer, "router");
   router =
       pack_dense(weights.router, weights.router_bias, spec.routing.num_experts, spec.hidden_size);
   latent_in = pack_dense(weights.latent_in, weights.latent_in_bias, spec.expert_hidden_size,

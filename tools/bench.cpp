@@ -84,7 +84,7 @@ class Bench {
                          matrices * static_cast<double>(spec.hidden_size) *
                          static_cast<double>(spec.intermediate_size);
     row.shape = model_.shape;
-    row.impl = fmt::format("gantry {}", model_.layers[0]->kernel().name);
+    row.impl = fmt::format("gantry {}", model_.layers[0]->kernel_name());
     row.routing = to_string(routing);
     row.tokens = num_tokens;
     row.ms_min = times.ms.front();
@@ -172,7 +172,7 @@ int run_bench(const BenchOptions& options) {
         "thread(s), {}",
         bench.model().shape, bench.model().layers.size(),
         bench.model().layers[0]->weights()->num_slots, bench.model().format, options.activations,
-        cpu_model_name(), ceilings.threads, bench.model().layers[0]->kernel().name));
+        cpu_model_name(), ceilings.threads, bench.model().layers[0]->kernel_name()));
     output.text(
         fmt::format("ceilings: read {:.1f} GB/s, f32 FMA {:.3f}, bf16 dot {:.3f}, AMX {:.3f} "
                     "TFLOP/s\n",

@@ -38,6 +38,7 @@ IsaSet detect() {
   const bool vnni = __builtin_cpu_supports("avx512vnni");
   if (bf16) isas.insert(Isa::kAvx512Bf16);
   if (vnni) isas.insert(Isa::kAvx512Vnni);
+  if (bf16 && __builtin_cpu_supports("avx512vbmi")) isas.insert(Isa::kAvx512Vbmi);
 
   // CPUID leaf 7, EDX: bit 22 amx-bf16, 24 amx-tile, 25 amx-int8 (GCC 12 has no name for them).
   unsigned eax = 7;
@@ -77,6 +78,8 @@ std::string_view to_string(Isa isa) noexcept {
       return "avx512_bf16";
     case Isa::kAvx512Vnni:
       return "avx512_vnni";
+    case Isa::kAvx512Vbmi:
+      return "avx512_vbmi";
     case Isa::kAmxBf16:
       return "amx_bf16";
     case Isa::kAmxInt8:
@@ -89,7 +92,7 @@ std::string_view to_string(Isa isa) noexcept {
 
 IsaSet IsaSet::capped(Isa cap) const noexcept {
   if (cap >= Isa::kAmxBf16) return *this;
-  const Isa last = cap >= Isa::kAvx512 ? Isa::kAvx512Vnni : cap;
+  const Isa last = cap >= Isa::kAvx512 ? Isa::kAvx512Vbmi : cap;
   IsaSet result;
   for (int i = 0; i <= static_cast<int>(last); ++i) {
     if (contains(static_cast<Isa>(i))) result.insert(static_cast<Isa>(i));

@@ -15,6 +15,7 @@ enum class Isa : uint8_t {
   kAvx512,       ///< AVX-512 F, BW, VL, DQ.
   kAvx512Bf16,   ///< kAvx512 + AVX512_BF16.
   kAvx512Vnni,   ///< kAvx512 + AVX512_VNNI.
+  kAvx512Vbmi,   ///< kAvx512Bf16 + AVX512_VBMI.
   kAmxBf16,      ///< kAvx512Bf16 + AMX-TILE + AMX-BF16, with the kernel's permission.
   kAmxInt8,      ///< kAvx512Vnni + AMX-TILE + AMX-INT8, with the kernel's permission.
   kAmxEmulated,  ///< The AMX kernels on tiles in plain C++: for tests, never detected.
@@ -28,8 +29,8 @@ class IsaSet {
   constexpr IsaSet() = default;
   [[nodiscard]] constexpr bool contains(Isa isa) const noexcept { return (bits_ & bit(isa)) != 0; }
   constexpr void insert(Isa isa) noexcept { bits_ |= bit(isa); }
-  /// Everything in this set that is not above `cap`: kScalar, kAvx2, kAvx512 (with its bf16 and
-  /// vnni extensions) or kAmxBf16 (everything).
+  /// Everything in this set that is not above `cap`: kScalar, kAvx2, kAvx512 (with its bf16,
+  /// vnni and vbmi extensions) or kAmxBf16 (everything).
   [[nodiscard]] IsaSet capped(Isa cap) const noexcept;
   friend constexpr bool operator==(IsaSet a, IsaSet b) noexcept { return a.bits_ == b.bits_; }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/base/check.h"
+#include "kernels/fused_moe/matrix_rows.h"
 #include "kernels/fused_moe/row_ops.h"
 
 // Two passes over the experts with one barrier between them. Pass 1 cuts every expert's w13 into
@@ -31,10 +32,13 @@ struct Pass {
   const FusedExpertsCall& call;
   const FusedExpertsKernels& kernels;
   FusedExpertsScratch& scratch;
-  int64_t row_stride;  // bytes of a gathered row
-  int64_t mid_stride;  // bytes of a row between the GEMMs
-  bool store_bf16;     // rows stand as bf16
-  bool round_bf16;     // values are rounded to bf16
+  CodedPanel w13_coded;
+  CodedPanel w2_coded;
+  int64_t row_stride;    // bytes of a gathered row
+  int64_t mid_stride;    // bytes of a row between the GEMMs
+  bool store_rows_bf16;  // gathered rows stand as bf16
+  bool store_mid_bf16;   // rows between the GEMMs do
+  bool round_bf16;       // values are rounded to bf16
   ActivateBlock::Kind kind;
   int64_t panels_per_task = 1;
 
@@ -81,17 +85,20 @@ void gather_task(const Pass& pass, int64_t task) {
   const bool mapped = call.rows.token != nullptr;
   const bool scaled = !call.input_weights.empty();
   const float* scale = scaled ? call.input_weights.data() : nullptr;
+  std::byte* rows = pass.scratch.rows.data() + begin * pass.row_stride;
+  const int64_t count = std::min(kGatherRows, num_rows - begin);
   pass.kernels.row_ops->gather({.x = mapped ? call.x.data() : call.x.data() + begin * h,
                                 .token = mapped ? call.rows.token + begin : nullptr,
                                 .choice = mapped ? call.rows.choice + begin : nullptr,
                                 .scale = mapped || !scaled ? scale : scale + begin,
-                                .rows = pass.scratch.rows.data() + begin * pass.row_stride,
+                                .rows = rows,
                                 .stride = pass.row_stride,
-                                .num_rows = std::min(kGatherRows, num_rows - begin),
+                                .num_rows = count,
                                 .n = h,
                                 .padded = call.experts.w13.padded_k(),
                                 .round_bf16 = pass.round_bf16,
-                                .store_bf16 = pass.store_bf16});
+                                .store_bf16 = pass.store_rows_bf16});
+  sum_groups(pass.kernels.w13, call.experts.w13, rows, pass.row_stride, count);
 }
 
 // ---- pass 1: w13 and the activation
@@ -127,20 +134,23 @@ void w13_panel(const Pass& pass, int64_t slot, int64_t panel, int64_t row_begin,
   const int64_t column = panel * width;
   const int64_t j = experts.intermediate_size();
   const float* bias = pass.bias(slot, experts.b13_offset);
-  const int64_t element = pass.store_bf16 ? 2 : 4;
+  const int64_t element = pass.store_mid_bf16 ? 2 : 4;
   // The last panel also writes the zeros that w2's padded k meets.
   const bool last = panel + 1 == experts.w13.num_panels();
   const int64_t padded = last ? experts.w2.padded_k() - column : width;
-  alignas(64) float c[kMaxPanelRows * kPanelWidth];
-  const int64_t step = even_piece(row_end - row_begin, kMaxPanelRows);
+  alignas(64) float c[kMaxMultiplyRows * kPanelWidth];
+  const int64_t step = even_piece(row_end - row_begin, multiply_rows(pass.kernels.w13));
   for (int64_t row = row_begin; row < row_end; row += step) {
     const int64_t rows = std::min(step, row_end - row);
-    pass.kernels.gemm->run(
-        {.x = pass.scratch.rows.data() + row * pass.row_stride,
+    multiply_panel(
+        {.kernels = pass.kernels.w13,
+         .layout = experts.w13,
+         .coded = pass.w13_coded,
+         .x = pass.scratch.rows.data() + row * pass.row_stride,
          .x_stride = pass.row_stride,
-         .panel = pass.slot(slot) + experts.w13_offset + panel * experts.w13.panel_bytes(),
-         .k = experts.w13.padded_k(),
          .num_rows = rows,
+         .matrix_rows = pass.slot_rows(slot),
+         .panel = pass.slot(slot) + experts.w13_offset + panel * experts.w13.panel_bytes(),
          .c = c,
          .next = row == row_begin ? next : nullptr});
     pass.kernels.row_ops->activate(
@@ -154,7 +164,7 @@ void w13_panel(const Pass& pass, int64_t slot, int64_t panel, int64_t row_begin,
          .n = std::min(width, j - column),
          .padded = padded,
          .round_bf16 = pass.round_bf16,
-         .store_bf16 = pass.store_bf16,
+         .store_bf16 = pass.store_mid_bf16,
          .kind = pass.kind,
          .limit = call.activation.limit > 0.0F ? call.activation.limit
                                                : std::numeric_limits<float>::infinity(),
@@ -190,6 +200,13 @@ void w13_task(const Pass& pass, int64_t task) {
   }
 }
 
+void sum_mid_task(const Pass& pass, int64_t task) {
+  const int64_t begin = task * kGatherRows;
+  const int64_t count = std::min(kGatherRows, pass.call.rows.offsets.back() - begin);
+  sum_groups(pass.kernels.w2, pass.call.experts.w2,
+             pass.scratch.intermediate.data() + begin * pass.mid_stride, pass.mid_stride, count);
+}
+
 // ---- pass 2: w2 and the sum over experts
 // ---------------------------------------------------------
 
@@ -203,8 +220,8 @@ void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* ne
   const float* bias = call.add_w2_bias ? pass.bias(slot, experts.b2_offset) : nullptr;
   const bool mapped = call.rows.token != nullptr;
   float* out = call.out.data() + column;
-  alignas(64) float c[kMaxPanelRows * kPanelWidth];
-  const int64_t step = even_piece(end - begin, kMaxPanelRows);
+  alignas(64) float c[kMaxMultiplyRows * kPanelWidth];
+  const int64_t step = even_piece(end - begin, multiply_rows(pass.kernels.w2));
   for (int64_t row = begin; row < end; row += step) {
     const int64_t rows = std::min(step, end - row);
     // The tokens' sums lie anywhere: fetch them while the GEMM runs.
@@ -213,14 +230,16 @@ void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* ne
       __builtin_prefetch(line, 1);
       __builtin_prefetch(line + 16, 1);
     }
-    pass.kernels.gemm->run(
-        {.x = pass.scratch.intermediate.data() + row * pass.mid_stride,
-         .x_stride = pass.mid_stride,
-         .panel = pass.slot(slot) + experts.w2_offset + panel * experts.w2.panel_bytes(),
-         .k = experts.w2.padded_k(),
-         .num_rows = rows,
-         .c = c,
-         .next = row == begin ? next : nullptr});
+    multiply_panel({.kernels = pass.kernels.w2,
+                    .layout = experts.w2,
+                    .coded = pass.w2_coded,
+                    .x = pass.scratch.intermediate.data() + row * pass.mid_stride,
+                    .x_stride = pass.mid_stride,
+                    .num_rows = rows,
+                    .matrix_rows = end - begin,
+                    .panel = pass.slot(slot) + experts.w2_offset + panel * experts.w2.panel_bytes(),
+                    .c = c,
+                    .next = row == begin ? next : nullptr});
     pass.kernels.row_ops->accumulate(
         {.c = c,
          .num_rows = rows,
@@ -286,7 +305,8 @@ void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch
                 const FusedExpertsScratchSize& needed) {
   const PackedExperts& e = call.experts;
   const int64_t h = e.hidden_size();
-  GANTRY_CHECK(e.w2.n == h && e.w13.num_outputs() == e.w2.k && e.w13.dtype == e.w2.dtype,
+  GANTRY_CHECK(e.w2.n == h && e.w13.num_outputs() == e.w2.k && e.w13.dtype == e.w2.dtype &&
+                   e.w13.format.coded() == e.w2.format.coded(),
                ErrorCode::kInvalidArgument, "fused_experts: w13 [{}, {}] and w2 [{}, {}]", e.w13.n,
                e.w13.k, e.w2.n, e.w2.k);
   GANTRY_CHECK(is_gated(call.activation.kind) == e.w13.gated, ErrorCode::kInvalidArgument,
@@ -322,25 +342,25 @@ void FusedExpertsScratchSize::cover(const FusedExpertsScratchSize& other) noexce
 FusedExpertsScratchSize fused_experts_scratch(const PackedExperts& experts,
                                               const FusedExpertsKernels& kernels,
                                               int64_t max_rows) noexcept {
-  return {
-      .rows_bytes = max_rows * kernels.gemm->row_stride_bytes(experts.hidden_size()),
-      .intermediate_bytes = max_rows * kernels.gemm->row_stride_bytes(experts.intermediate_size()),
-      .num_slots = experts.num_slots};
+  return {.rows_bytes = max_rows * row_stride_bytes(kernels.w13, experts.w13),
+          .intermediate_bytes = max_rows * row_stride_bytes(kernels.w2, experts.w2),
+          .num_slots = experts.num_slots};
 }
 
 FusedExpertsScratchSize linear_scratch(const PackedLayout& layout,
                                        const FusedExpertsKernels& kernels,
                                        int64_t max_tokens) noexcept {
-  return {.rows_bytes = max_tokens * kernels.gemm->row_stride_bytes(layout.k),
+  return {.rows_bytes = max_tokens * row_stride_bytes(kernels.w13, layout),
           .intermediate_bytes = 0,
           .num_slots = 1};
 }
 
-FusedExpertsKernels select_fused_experts(const KernelRequest& request) {
+FusedExpertsKernels select_fused_experts(const KernelRequest& request, const WeightFormat& w13,
+                                         const WeightFormat& w2) {
   const RowOps* row_ops = request.isas.contains(Isa::kAvx512) ? &avx512::kRowOps
                           : request.isas.contains(Isa::kAvx2) ? &avx2::kRowOps
                                                               : &scalar::kRowOps;
-  return {&select_panel_gemm(request), row_ops};
+  return {select_matrix_kernels(request, w13), select_matrix_kernels(request, w2), row_ops};
 }
 
 void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kernels,
@@ -351,9 +371,12 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
   Pass pass{.call = call,
             .kernels = kernels,
             .scratch = scratch,
-            .row_stride = kernels.gemm->row_stride_bytes(experts.hidden_size()),
-            .mid_stride = kernels.gemm->row_stride_bytes(experts.intermediate_size()),
-            .store_bf16 = kernels.gemm->rows == ActivationDType::kBF16,
+            .w13_coded = experts.w13.coded_panel(),
+            .w2_coded = experts.w2.coded_panel(),
+            .row_stride = row_stride_bytes(kernels.w13, experts.w13),
+            .mid_stride = row_stride_bytes(kernels.w2, experts.w2),
+            .store_rows_bf16 = kernels.w13.gemm->rows == ActivationDType::kBF16,
+            .store_mid_bf16 = kernels.w2.gemm->rows == ActivationDType::kBF16,
             .round_bf16 = call.activations == ActivationDType::kBF16,
             .kind = kind_of(call.activation.kind)};
   const int num_threads = threads.resolved_count();
@@ -362,6 +385,10 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
                [&pass](int64_t task) { gather_task(pass, task); });
   parallel_for(threads, plan_w13(pass, num_threads),
                [&pass](int64_t task) { w13_task(pass, task); });
+  if (experts.w2.format.zero_points) {
+    parallel_for(threads, ceil_div(num_rows, kGatherRows),
+                 [&pass](int64_t task) { sum_mid_task(pass, task); });
+  }
   parallel_for(threads, plan_w2(pass, num_threads), [&pass](int64_t task) { w2_task(pass, task); });
 }
 

@@ -7,8 +7,8 @@
 #include "kernels/base/buffer.h"
 #include "kernels/base/export.h"
 #include "kernels/base/parallel_for.h"
+#include "kernels/grouped_gemm/coded_kernels.h"
 #include "kernels/grouped_gemm/packed_layout.h"
-#include "kernels/grouped_gemm/panel_gemm_kernels.h"
 #include "kernels/permute/token_permutation.h"
 
 namespace gantry GANTRY_API {
@@ -31,14 +31,17 @@ struct PackedExperts {
 
 struct RowOps;
 
-/// Which instruction sets run a layer's experts: chosen once, when the layer is made.
+/// Which kernels run a layer's experts: chosen once, when the layer is made. `linear` uses those of
+/// w13.
 struct FusedExpertsKernels {
-  const PanelGemmKernel* gemm = nullptr;
+  MatrixKernels w13;
+  MatrixKernels w2;
   const RowOps* row_ops = nullptr;
 };
 
 /// @throws Error kUnsupported if no kernel can serve the request
-FusedExpertsKernels select_fused_experts(const KernelRequest& request);
+FusedExpertsKernels select_fused_experts(const KernelRequest& request, const WeightFormat& w13 = {},
+                                         const WeightFormat& w2 = {});
 
 /// Bytes of scratch that a call needs.
 struct FusedExpertsScratchSize {

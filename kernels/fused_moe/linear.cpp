@@ -3,6 +3,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/fused_moe/fused_experts.h"
+#include "kernels/fused_moe/matrix_rows.h"
 #include "kernels/fused_moe/row_ops.h"
 
 namespace gantry {
@@ -47,13 +48,13 @@ void panel_task(const Linear& l, int64_t task) {
   alignas(64) float c[kMaxPanelRows * kPanelWidth];
   for (int64_t row = row_begin; row < row_end; row += kMaxPanelRows) {
     const int64_t rows = std::min(kMaxPanelRows, row_end - row);
-    l.kernels.gemm->run({.x = l.rows + row * l.stride,
-                         .x_stride = l.stride,
-                         .panel = l.weight + panel * l.layout.panel_bytes(),
-                         .k = l.layout.padded_k(),
-                         .num_rows = rows,
-                         .c = c,
-                         .next = nullptr});
+    l.kernels.w13.gemm->run({.x = l.rows + row * l.stride,
+                             .x_stride = l.stride,
+                             .panel = l.weight + panel * l.layout.panel_bytes(),
+                             .k = l.layout.padded_k(),
+                             .num_rows = rows,
+                             .c = c,
+                             .next = nullptr});
     for (int64_t r = 0; r < rows; ++r) {
       float* y = l.y.data() + (row + r) * l.layout.n + column;
       for (int64_t i = 0; i < n; ++i)
@@ -72,8 +73,8 @@ void linear(std::span<const float> x, const PackedLayout& layout, const std::byt
                    y.size() == static_cast<size_t>(num_tokens * layout.n),
                ErrorCode::kInvalidArgument, "linear: W [{}, {}], {} inputs, {} outputs", layout.n,
                layout.k, x.size(), y.size());
-  GANTRY_CHECK(kernels.gemm->rows == ActivationDType::kF32, ErrorCode::kInvalidArgument,
-               "linear: expected a kernel of f32 rows, found {}", kernels.gemm->name);
+  GANTRY_CHECK(kernels.w13.gemm->rows == ActivationDType::kF32, ErrorCode::kInvalidArgument,
+               "linear: expected a kernel of f32 rows, found {}", kernels.w13.gemm->name);
   const int64_t needed = linear_scratch(layout, kernels, num_tokens).rows_bytes;
   GANTRY_CHECK(needed <= static_cast<int64_t>(scratch.rows.size()), ErrorCode::kInvalidArgument,
                "linear: {} rows need {} bytes of scratch, there are {}", num_tokens, needed,
@@ -85,7 +86,7 @@ void linear(std::span<const float> x, const PackedLayout& layout, const std::byt
                  .y = y,
                  .kernels = kernels,
                  .rows = scratch.rows.data(),
-                 .stride = kernels.gemm->row_stride_bytes(layout.k),
+                 .stride = row_stride_bytes(kernels.w13, layout),
                  .num_tokens = num_tokens,
                  .row_tasks = (num_tokens + kTaskRows - 1) / kTaskRows};
   parallel_for(threads, l.row_tasks, [&l](int64_t task) { gather_task(l, task); });

@@ -28,11 +28,21 @@ void fetch_tile(Tiles& tiles, const std::byte* weights) {
     tiles.prefetch(weights + line);
 }
 
+// Sums of 16 rows begin at zero, or where an earlier part of k left them.
+template <int T, typename Tiles>
+void begin_sums(Tiles& tiles, const PanelGemm& call, int64_t row, int64_t column) {
+  if (call.accumulate) {
+    tiles.template load<T>(reinterpret_cast<const std::byte*>(call.c + row * 32 + column), 128);
+  } else {
+    tiles.template zero<T>();
+  }
+}
+
 // One block of up to 16 rows: 1 x 2 tiles.
 template <typename Tiles>
 void narrow_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetches) {
-  tiles.template zero<0>();
-  tiles.template zero<1>();
+  begin_sums<0>(tiles, call, row, 0);
+  begin_sums<1>(tiles, call, row, 16);
   const std::byte* x = call.x + row * call.x_stride;
   for (int64_t tile = 0; tile < call.k / 32; ++tile) {
     const std::byte* weights = call.panel + tile * kTileBytes;
@@ -50,10 +60,10 @@ void narrow_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetc
 // 17 to 32 rows: 2 x 2 tiles; every tile of x and of the weights is used twice.
 template <typename Tiles>
 void wide_block(Tiles& tiles, const PanelGemm& call, int64_t row, bool prefetches) {
-  tiles.template zero<0>();
-  tiles.template zero<1>();
-  tiles.template zero<2>();
-  tiles.template zero<3>();
+  begin_sums<0>(tiles, call, row, 0);
+  begin_sums<1>(tiles, call, row, 16);
+  begin_sums<2>(tiles, call, row + 16, 0);
+  begin_sums<3>(tiles, call, row + 16, 16);
   const std::byte* x = call.x + row * call.x_stride;
   for (int64_t tile = 0; tile < call.k / 32; ++tile) {
     const std::byte* weights = call.panel + tile * kTileBytes;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/base/check.h"
 #include "kernels/base/cpu_features.h"
 #include "kernels/base/float_convert.h"
+#include "kernels/grouped_gemm/pack_codes.h"
 #include "kernels/grouped_gemm/pack_pairs.h"
 
 namespace gantry {
@@ -73,7 +75,75 @@ void pack_group(const PackedLayout& layout, const StridedBlock& block, const Row
   }
 }
 
+std::string_view to_string(WeightElement element) {
+  switch (element) {
+    case WeightElement::kE4M3:
+      return "e4m3";
+    case WeightElement::kInt8:
+      return "int8";
+    case WeightElement::kInt4:
+      return "int4";
+    case WeightElement::kE2M1:
+      return "e2m1";
+    case WeightElement::kPlain:
+      break;
+  }
+  return "plain";
+}
+
+std::string_view to_string(ScaleType type) {
+  switch (type) {
+    case ScaleType::kF32:
+      return "f32";
+    case ScaleType::kF16:
+      return "f16";
+    case ScaleType::kBF16:
+      return "bf16";
+    case ScaleType::kE8M0:
+      return "e8m0";
+    case ScaleType::kE4M3:
+      return "e4m3";
+    case ScaleType::kNone:
+      break;
+  }
+  return "no";
+}
+
+int64_t align_line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 }  // namespace
+
+std::string to_string(const WeightFormat& format) {
+  std::string text(to_string(format.element));
+  if (format.grouped()) text += fmt::format(" g{} {}", format.group, to_string(format.scale));
+  if (format.zero_points) text += " zero points";
+  if (format.output_scale) text += format.grouped() ? " + f32 a row" : " f32 a row";
+  return text;
+}
+
+std::string to_string(const PackedLayout& layout) {
+  return layout.format.coded() ? to_string(layout.format) : std::string(to_string(layout.dtype));
+}
+
+CodedPanel PackedLayout::coded_panel() const noexcept {
+  CodedPanel panel{.format = format};
+  if (format.grouped()) panel.num_groups = (padded_k() + format.group - 1) / format.group;
+  panel.scale_bytes = kPanelWidth * size_of(format.scale);
+  panel.zeros = align_line(panel.num_groups * panel.scale_bytes);
+  panel.output_scales =
+      panel.zeros + (format.zero_points ? align_line(panel.num_groups * kPanelWidth) : 0);
+  panel.codes = panel.output_scales + (format.output_scale ? kPanelWidth * 4 : 0);
+  panel.bytes = panel.codes + padded_k() * kPanelWidth * bits_of(format.element) / 8;
+  return panel;
+}
+
+int64_t PackedLayout::owned_bytes() const noexcept {
+  if (!format.coded()) return n * k * size_of(dtype);
+  const int64_t groups = format.grouped() ? (k + format.group - 1) / format.group : 0;
+  const int64_t group_bytes = size_of(format.scale) + (format.zero_points ? 1 : 0);
+  return n * ((k * bits_of(format.element) + 7) / 8 + groups * group_bytes +
+              (format.output_scale ? 4 : 0));
+}
 
 void pack_block(const PackedLayout& layout, const StridedBlock& block, int64_t row_begin,
                 int64_t col_begin, std::byte* packed) noexcept {
@@ -94,7 +164,37 @@ void pack_matrix(const PackedLayout& layout, const float* matrix, std::byte* pac
   pack_block(layout, {rounded.data(), layout.n, layout.k, layout.k, 1}, 0, 0, packed);
 }
 
+namespace {
+
+std::vector<float> unpack_coded(const PackedLayout& layout, const std::byte* packed) {
+  const CodedPanel panel = layout.coded_panel();
+  const WeightFormat& format = layout.format;
+  std::vector<float> matrix(static_cast<size_t>(layout.n * layout.k));
+  for (int64_t row = 0; row < layout.n; ++row) {
+    const PackedLayout::Place place = layout.place_of(row);
+    const std::byte* data = packed + place.panel * panel.bytes;
+    const float output = format.output_scale
+                             ? load_as_f32(data + panel.output_scales, DType::kF32, place.lane)
+                             : 1.0F;
+    for (int64_t k = 0; k < layout.k; ++k) {
+      float value = code_value(format.element, code_at(panel, data, place.lane, k));
+      if (format.grouped()) {
+        const int64_t at = k / format.group * kPanelWidth + place.lane;
+        if (format.zero_points) {
+          value -= static_cast<float>(static_cast<int8_t>(data[panel.zeros + at]));
+        }
+        value *= load_scale(data + panel.scales, format.scale, at);
+      }
+      matrix[static_cast<size_t>(row * layout.k + k)] = value * output;
+    }
+  }
+  return matrix;
+}
+
+}  // namespace
+
 std::vector<float> unpack_matrix(const PackedLayout& layout, const std::byte* packed) {
+  if (layout.format.coded()) return unpack_coded(layout, packed);
   std::vector<float> matrix(static_cast<size_t>(layout.n * layout.k));
   for (int64_t row = 0; row < layout.n; ++row) {
     const PackedLayout::Place place = layout.place_of(row);

@@ -2,10 +2,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/export.h"
+#include "kernels/quant/weight_format.h"
 
 namespace gantry GANTRY_API {
 
@@ -32,11 +34,25 @@ constexpr int64_t padded_depth(int64_t k) noexcept {
 /// A gated matrix is two of n / 2 rows: gate rows first, then up rows. Panel p then holds gate rows
 /// 16 p .. 16 p + 15 in lanes 0..15 and the matching up rows in lanes 16..31, so that the
 /// activation finds both in one accumulator block. Rows and columns that do not exist are zero.
+///
+/// A coded matrix (WeightFormat) has sections in each panel, each padded to 64 bytes:
+///
+///   | scales [G, 32] | zero points [G, 32] i8 | output scales [32] f32 | codes |
+///
+/// with G groups of the padded k. Codes come in lines of 64 bytes for 16 lanes (lanes 0..15 first,
+/// then 16..31 of the same k), l = lane % 16:
+///
+///   e4m3:        4 k a line, byte (l / 4) * 16 + (k % 4 / 2) * 8 + (l % 4) * 2 + k % 2: unpacking
+///                the low and high halves of 16-byte blocks to words gives pairs of k
+///   int8:        4 k a line, byte l * 4 + k % 4: the operand of vpdpbusd and tdpbssd
+///   int4, e2m1:  8 k a line, 16-bit word l * 2 + k % 2, nibble k % 8 / 2: each shift by 4 bits
+///                gives the table indices of a pair of k
 struct PackedLayout {
-  DType dtype = DType::kBF16;  ///< f32, f16 or bf16
+  DType dtype = DType::kBF16;  ///< f32, f16 or bf16; of a coded matrix: f32, what it decodes to
   bool gated = false;
   int64_t n = 0;  ///< rows of W, 2 J where gated
   int64_t k = 0;  ///< columns of W
+  WeightFormat format = {};
 
   [[nodiscard]] int64_t padded_k() const noexcept { return padded_depth(k); }
   /// Outputs that one panel can hold: 16 of a gated matrix (with their up rows), else 32.
@@ -46,8 +62,12 @@ struct PackedLayout {
     return (num_outputs() + panel_outputs() - 1) / panel_outputs();
   }
   [[nodiscard]] int64_t panel_bytes() const noexcept {
-    return kPanelWidth * padded_k() * size_of(dtype);
+    return format.coded() ? coded_panel().bytes : kPanelWidth * padded_k() * size_of(dtype);
   }
+  /// Sections of a coded panel.
+  [[nodiscard]] CodedPanel coded_panel() const noexcept;
+  /// Bytes that hold something of W: without padding.
+  [[nodiscard]] int64_t owned_bytes() const noexcept;
   [[nodiscard]] int64_t bytes() const noexcept { return num_panels() * panel_bytes(); }
 
   /// Panel and lane of a row of W (gate rows first where gated).
@@ -61,12 +81,12 @@ struct PackedLayout {
     const int64_t output = row < half ? row : row - half;
     return {output / kHalfPanel, output % kHalfPanel + (row < half ? 0 : kHalfPanel)};
   }
-  /// Elements from the start of a panel.
+  /// Elements from the start of a panel; not of a coded one.
   [[nodiscard]] int64_t offset_in_panel(int64_t lane, int64_t column) const noexcept {
     if (dtype != DType::kBF16) return column * kPanelWidth + lane;
     return column / 2 * (kPanelWidth * 2) + lane * 2 + column % 2;
   }
-  /// Bytes from the start of the packed matrix.
+  /// Bytes from the start of the packed matrix; not of a coded one.
   [[nodiscard]] int64_t offset_bytes(int64_t row, int64_t column) const noexcept {
     const Place place = place_of(row);
     return place.panel * panel_bytes() + offset_in_panel(place.lane, column) * size_of(dtype);
@@ -74,6 +94,10 @@ struct PackedLayout {
 
   friend bool operator==(const PackedLayout&, const PackedLayout&) = default;
 };
+
+/// "bf16", or for coded ones "int4 group 128 f16 scales, zero points".
+std::string to_string(const PackedLayout& layout);
+std::string to_string(const WeightFormat& format);
 
 /// A block of W somewhere in memory: element (r, c) is `data` + (r * row_stride + c * col_stride)
 /// elements of the layout's dtype.

@@ -1,10 +1,12 @@
 #pragma once
 
-// Plain data only: files that are compiled for one instruction set include this and nothing else of
-// ours, so that no shared inline code is compiled with their flags.
+// Plain data only: files that are compiled for one instruction set include headers like this one
+// and nothing else of ours, so that no shared inline code is compiled with their flags.
 
 #include <cstddef>
 #include <cstdint>
+
+#include "kernels/quant/weight_format.h"
 
 namespace gantry {
 
@@ -15,14 +17,29 @@ inline constexpr int64_t kMaxPanelRows = 48;
 /// One call of a kernel: C[r, l] = sum over k of x[r, k] * panel[k, l] for 32 lanes, in f32.
 /// A row's sum is taken in an order that depends on nothing but k.
 struct PanelGemm {
-  const std::byte* x;      ///< num_rows rows of k values, f32 or bf16 as the kernel wants; 64-byte
-                           ///< aligned; zero beyond the matrix' own k
-  int64_t x_stride;        ///< bytes from row to row, a multiple of 64
-  const std::byte* panel;  ///< see PackedLayout; 64-byte aligned
-  int64_t k;               ///< padded: a multiple of 32
-  int64_t num_rows;        ///< 1 .. kMaxPanelRows
-  float* c;                ///< [num_rows, 32], written; 64-byte aligned
-  const std::byte* next;   ///< as many bytes as the panel has, fetched towards the cache; or null
+  const std::byte* x;       ///< num_rows rows of k values, f32 or bf16 as the kernel wants; 64-byte
+                            ///< aligned; zero beyond the matrix' own k
+  int64_t x_stride;         ///< bytes from row to row, a multiple of 64
+  const std::byte* panel;   ///< see PackedLayout; 64-byte aligned
+  int64_t k;                ///< padded: a multiple of 32
+  int64_t num_rows;         ///< 1 .. kMaxPanelRows
+  float* c;                 ///< [num_rows, 32], written; 64-byte aligned
+  const std::byte* next;    ///< as many bytes as the panel has, fetched towards the cache; or null
+  bool accumulate = false;  ///< C's old values are where the sums begin; only for plain panels
+  /// Sections of a coded panel, else null. With zero points every row of x is followed by its sums
+  /// over the groups, [groups] f32, at `x_sums` bytes from the row's start.
+  const CodedPanel* coded = nullptr;
+  int64_t x_sums = 0;
+};
+
+/// Decodes a piece of a coded panel: k_begin .. k_begin + k_count - 1 of all 32 lanes, to a plain
+/// panel of f32 or bf16 (rounded). Output scales are left out: they are factors of the sums.
+struct DequantizePanel {
+  const std::byte* panel;
+  const CodedPanel* coded;
+  int64_t k_begin;  ///< a multiple of 32
+  int64_t k_count;  ///< a multiple of 32
+  std::byte* out;   ///< [k_count, 32] as PackedLayout has it for f32 or bf16; 64-byte aligned
 };
 
 namespace scalar {
@@ -30,6 +47,8 @@ void panel_gemm_bf16(const PanelGemm& call) noexcept;
 void panel_gemm_f16(const PanelGemm& call) noexcept;
 void panel_gemm_f32(const PanelGemm& call) noexcept;
 void panel_gemm_bf16_amx_emulated(const PanelGemm& call) noexcept;
+void dequantize_f32(const DequantizePanel& call) noexcept;
+void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace scalar
 namespace avx2 {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;
@@ -41,6 +60,16 @@ void panel_gemm_bf16(const PanelGemm& call) noexcept;
 void panel_gemm_f16(const PanelGemm& call) noexcept;
 void panel_gemm_f32(const PanelGemm& call) noexcept;
 void panel_gemm_bf16_dot(const PanelGemm& call) noexcept;
+void panel_gemm_e4m3(const PanelGemm& call) noexcept;
+void panel_gemm_int8(const PanelGemm& call) noexcept;
+void panel_gemm_int4(const PanelGemm& call) noexcept;
+void panel_gemm_e2m1(const PanelGemm& call) noexcept;
+void panel_gemm_e4m3_dot(const PanelGemm& call) noexcept;
+void panel_gemm_int8_dot(const PanelGemm& call) noexcept;
+void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
+void dequantize_f32(const DequantizePanel& call) noexcept;
+void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace avx512
 namespace amx {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;

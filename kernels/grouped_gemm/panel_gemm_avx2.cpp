@@ -45,10 +45,13 @@ struct BF16 {
 template <typename Weight, int kRows, int kHalves>
 void block(const PanelGemm& call, int64_t row, int first_half) {
   __m256 sums[kHalves][kRows][2];
-  for (auto& half : sums) {
+  for (int half = 0; half < kHalves; ++half) {
 #pragma GCC unroll 6
-    for (auto& line : half)
-      line[0] = line[1] = _mm256_setzero_ps();
+    for (int r = 0; r < kRows; ++r) {
+      const float* c = call.c + (row + r) * 32 + (first_half + half) * 16;
+      sums[half][r][0] = call.accumulate ? _mm256_load_ps(c) : _mm256_setzero_ps();
+      sums[half][r][1] = call.accumulate ? _mm256_load_ps(c + 8) : _mm256_setzero_ps();
+    }
   }
   const std::byte* x = call.x + row * call.x_stride;
   for (int64_t k = 0; k < call.k; k += Weight::kSteps) {

@@ -57,8 +57,11 @@ template <typename Weight, int kRows>
 void block(const PanelGemm& call, int64_t row, bool prefetches) {
   __m512 sums[kRows][2];
 #pragma GCC unroll 12
-  for (auto& line : sums)
-    line[0] = line[1] = _mm512_setzero_ps();
+  for (int r = 0; r < kRows; ++r) {
+    const float* c = call.c + (row + r) * 32;
+    sums[r][0] = call.accumulate ? _mm512_load_ps(c) : _mm512_setzero_ps();
+    sums[r][1] = call.accumulate ? _mm512_load_ps(c + 16) : _mm512_setzero_ps();
+  }
   const std::byte* x = call.x + row * call.x_stride;
   for (int64_t k = 0; k < call.k; k += Weight::kSteps) {
     __m512 w[Weight::kSteps][2];

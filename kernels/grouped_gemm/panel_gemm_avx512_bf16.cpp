@@ -23,8 +23,11 @@ void block(const PanelGemm& call, int64_t row, const std::byte* next) {
   constexpr int kStarts = (kRows + 2) / 3;
   __m512 sums[kRows][2];
 #pragma GCC unroll 12
-  for (auto& line : sums)
-    line[0] = line[1] = _mm512_setzero_ps();
+  for (int r = 0; r < kRows; ++r) {
+    const float* c = call.c + (row + r) * 32;
+    sums[r][0] = call.accumulate ? _mm512_load_ps(c) : _mm512_setzero_ps();
+    sums[r][1] = call.accumulate ? _mm512_load_ps(c + 16) : _mm512_setzero_ps();
+  }
   const int64_t stride = call.x_stride;
   const std::byte* start[kStarts];
   for (int i = 0; i < kStarts; ++i)

@@ -90,12 +90,12 @@ std::string_view to_string(ActivationDType dtype) noexcept {
   return dtype == ActivationDType::kF32 ? "f32" : "bf16";
 }
 
-int64_t PanelGemmKernel::row_stride_bytes(int64_t k) const noexcept {
+int64_t PanelGemmKernel::row_stride_bytes(int64_t k, int64_t extra_bytes) const noexcept {
   constexpr int64_t kLine = 64;
   const int64_t element = rows == ActivationDType::kBF16 ? 2 : 4;
-  const int64_t padded = padded_depth(k) * element;
+  const int64_t lines = (padded_depth(k) * element + extra_bytes + kLine - 1) / kLine;
   // An odd number of lines: consecutive rows start in different sets whatever k is.
-  return (padded / kLine % 2 == 0 ? padded + kLine : padded);
+  return (lines % 2 == 0 ? lines + 1 : lines) * kLine;
 }
 
 std::span<const PanelGemmKernel> panel_gemm_kernels() noexcept { return kKernels; }

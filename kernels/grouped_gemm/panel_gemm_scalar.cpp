@@ -12,6 +12,12 @@ namespace {
 void run(const PanelGemm& call, DType dtype) noexcept {
   const PackedLayout layout{.dtype = dtype, .gated = false, .n = kPanelWidth, .k = call.k};
   double sums[kMaxPanelRows][kPanelWidth] = {};
+  if (call.accumulate) {
+    for (int64_t r = 0; r < call.num_rows; ++r) {
+      for (int64_t lane = 0; lane < kPanelWidth; ++lane)
+        sums[r][lane] = call.c[r * kPanelWidth + lane];
+    }
+  }
   for (int64_t k = 0; k < call.k; ++k) {
     float weights[kPanelWidth];
     for (int64_t lane = 0; lane < kPanelWidth; ++lane)

@@ -38,99 +38,125 @@ float single_float(const EncodedTensor& tensor) {
   return load_as_f32(tensor.data, tensor.dtype, 0);
 }
 
-// FP4 codes of W[out, in]: u8 [out, in / 2], or [out, in / 32, 16] (gpt-oss); the low nibble is the
-// even input.
-class Fp4Codes {
- public:
-  explicit Fp4Codes(const EncodedMatrix& matrix) : size_(matrix.size) {
-    for (const std::string_view suffix : {"weight_packed", "weight", "blocks"}) {
-      tensor_ = matrix.find(suffix);
-      if (tensor_ != nullptr) break;
-    }
-    GANTRY_CHECK(
-        tensor_ != nullptr && size_.in % 2 == 0, ErrorCode::kFormat,
-        "FP4 codes: expected weight, weight_packed or blocks and an even number of inputs");
-    if (tensor_->shape.size() == 3) {
-      require_tensor(*tensor_, DType::kU8, {size_.out, size_.in / 32, 16});
-    } else {
-      require_tensor(*tensor_, DType::kU8, {size_.out, size_.in / 2});
-    }
-  }
-  [[nodiscard]] float operator()(int64_t index) const {
-    const uint8_t byte = byte_at(*tensor_, index / 2);
-    return e2m1_to_f32(index % 2 == 0 ? byte & 0xfu : byte >> 4);
-  }
+void copy_codes(const EncodedTensor& weight, DType dtype, CodedMatrix& coded) {
+  require_tensor(weight, dtype, {coded.size.out, coded.size.in});
+  const auto* bytes = reinterpret_cast<const uint8_t*>(weight.data);
+  coded.codes.assign(bytes, bytes + coded.size.out * coded.size.in);
+}
 
- private:
-  MatrixSize size_;
-  const EncodedTensor* tensor_ = nullptr;
-};
+// FP4 codes: u8 [out, in / 2], or [out, in / 32, 16] (gpt-oss); the low nibble is the even input.
+void read_fp4_codes(const EncodedMatrix& matrix, CodedMatrix& coded) {
+  const auto [out, in] = matrix.size;
+  const EncodedTensor* tensor = nullptr;
+  for (const std::string_view suffix : {"weight_packed", "weight", "blocks"}) {
+    tensor = matrix.find(suffix);
+    if (tensor != nullptr) break;
+  }
+  GANTRY_CHECK(tensor != nullptr && in % 2 == 0, ErrorCode::kFormat,
+               "FP4 codes: expected weight, weight_packed or blocks and an even number of inputs");
+  if (tensor->shape.size() == 3) {
+    require_tensor(*tensor, DType::kU8, {out, in / 32, 16});
+  } else {
+    require_tensor(*tensor, DType::kU8, {out, in / 2});
+  }
+  coded.codes.resize(static_cast<size_t>(out * in));
+  for (size_t pair = 0; pair < coded.codes.size() / 2; ++pair) {
+    const auto byte = static_cast<uint8_t>(tensor->data[pair]);
+    coded.codes[2 * pair] = byte & 0xfu;
+    coded.codes[2 * pair + 1] = byte >> 4;
+  }
+}
 
 }  // namespace
 
-DecodedMatrix decode_fp8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+WeightFormat fp8_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  WeightFormat format{.element = WeightElement::kE4M3};
+  set_grid(format, scheme, matrix.size, scale_of(matrix));
+  return format;
+}
+
+CodedMatrix code_fp8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = fp8_format(scheme, matrix), .size = matrix.size};
+  copy_codes(matrix.require("weight"), DType::kF8E4M3, coded);
+  set_scales(coded, read_scales(scale_of(matrix), matrix.size, scheme));
+  return coded;
+}
+
+DecodedMatrix decode_fp8_e5m2(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   const EncodedTensor& weight = matrix.require("weight");
-  require_tensor(weight, weight.dtype, {matrix.size.out, matrix.size.in});
+  require_tensor(weight, DType::kF8E5M2, {matrix.size.out, matrix.size.in});
   const ScaleValues scales = read_scales(scale_of(matrix), matrix.size, scheme);
-  const bool e5m2 = weight.dtype == DType::kF8E5M2;
   return decode_each(
-      matrix.size,
-      [&](int64_t i) {
-        return e5m2 ? e5m2_to_f32(byte_at(weight, i)) : e4m3_to_f32(byte_at(weight, i));
-      },
+      matrix.size, [&](int64_t i) { return e5m2_to_f32(byte_at(weight, i)); },
       [&](int64_t o, int64_t i) { return scales.at(o, i); });
 }
 
-DecodedMatrix decode_mxfp8(const QuantScheme& /*scheme*/, const EncodedMatrix& matrix) {
-  const EncodedTensor& weight = matrix.require("weight");
-  require_tensor(weight, DType::kF8E4M3, {matrix.size.out, matrix.size.in});
-  const ScaleValues scales = read_group_scales(matrix.require("weight_scale"), matrix.size, 32);
-  return decode_each(
-      matrix.size, [&](int64_t i) { return e4m3_to_f32(byte_at(weight, i)); },
-      [&](int64_t o, int64_t i) { return scales.at(o, i); });
+WeightFormat mxfp8_format(const QuantScheme& /*scheme*/, const EncodedMatrix& /*matrix*/) {
+  return {.element = WeightElement::kE4M3, .scale = ScaleType::kE8M0, .group = 32};
 }
 
-DecodedMatrix decode_int8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
-  const EncodedTensor& weight = matrix.require("weight");
-  require_tensor(weight, DType::kI8, {matrix.size.out, matrix.size.in});
-  int32_t zero = 0;
+CodedMatrix code_mxfp8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = mxfp8_format(scheme, matrix), .size = matrix.size};
+  copy_codes(matrix.require("weight"), DType::kF8E4M3, coded);
+  set_scales(coded, read_group_scales(matrix.require("weight_scale"), matrix.size, 32));
+  return coded;
+}
+
+WeightFormat int8_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  WeightFormat format{.element = WeightElement::kInt8};
+  set_grid(format, scheme, matrix.size, matrix.require("weight_scale"));
+  return format;
+}
+
+CodedMatrix code_int8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = int8_format(scheme, matrix), .size = matrix.size};
   if (const EncodedTensor* zeros = matrix.find("weight_zero_point")) {
-    GANTRY_CHECK(zeros->dtype == DType::kI8 && zeros->num_elements() == 1, ErrorCode::kUnsupported,
-                 "{}: expected one i8, found {} {}", zeros->name, shape_text(zeros->shape),
-                 to_string(zeros->dtype));
-    zero = sign_extend(byte_at(*zeros, 0), 8);
+    GANTRY_CHECK(
+        zeros->dtype == DType::kI8 && zeros->num_elements() == 1 && byte_at(*zeros, 0) == 0,
+        ErrorCode::kUnsupported, "{}: expected one i8 of 0, found {} {}", zeros->name,
+        shape_text(zeros->shape), to_string(zeros->dtype));
   }
-  const ScaleValues scales = read_scales(matrix.require("weight_scale"), matrix.size, scheme);
-  return decode_each(
-      matrix.size,
-      [&](int64_t i) { return static_cast<float>(static_cast<int8_t>(byte_at(weight, i)) - zero); },
-      [&](int64_t o, int64_t i) { return scales.at(o, i); });
+  copy_codes(matrix.require("weight"), DType::kI8, coded);
+  set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
+  return coded;
 }
 
-DecodedMatrix decode_mxfp4(const QuantScheme& /*scheme*/, const EncodedMatrix& matrix) {
+WeightFormat mxfp4_format(const QuantScheme& /*scheme*/, const EncodedMatrix& /*matrix*/) {
+  return {.element = WeightElement::kE2M1, .scale = ScaleType::kE8M0, .group = 32};
+}
+
+CodedMatrix code_mxfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = mxfp4_format(scheme, matrix), .size = matrix.size};
+  read_fp4_codes(matrix, coded);
   const EncodedTensor* scale = matrix.find("scales");
-  const ScaleValues scales = read_group_scales(
-      scale != nullptr ? *scale : matrix.require("weight_scale"), matrix.size, 32);
-  return decode_each(matrix.size, Fp4Codes(matrix),
-                     [&](int64_t o, int64_t i) { return scales.at(o, i); });
+  set_scales(coded, read_group_scales(scale != nullptr ? *scale : matrix.require("weight_scale"),
+                                      matrix.size, 32));
+  return coded;
+}
+
+WeightFormat nvfp4_format(const QuantScheme& /*scheme*/, const EncodedMatrix& /*matrix*/) {
+  return {.element = WeightElement::kE2M1,
+          .scale = ScaleType::kE4M3,
+          .group = 16,
+          .output_scale = true};
 }
 
 // Two levels: e4m3 a group of 16, and one f32 that ModelOpt multiplies by and compressed-tensors
 // divides by. Code times group scale has 6 significant bits: one rounding in all.
-DecodedMatrix decode_nvfp4(const QuantScheme& /*scheme*/, const EncodedMatrix& matrix) {
+CodedMatrix code_nvfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = nvfp4_format(scheme, matrix), .size = matrix.size};
   const EncodedTensor& scale = matrix.require("weight_scale");
   GANTRY_CHECK(scale.dtype == DType::kF8E4M3, ErrorCode::kFormat, "{}: expected f8_e4m3, found {}",
                scale.name, to_string(scale.dtype));
-  const ScaleValues scales = read_group_scales(scale, matrix.size, 16);
+  read_fp4_codes(matrix, coded);
+  set_scales(coded, read_group_scales(scale, matrix.size, 16));
   const EncodedTensor* divisor = matrix.find("weight_global_scale");
   const float global =
       single_float(divisor != nullptr ? *divisor : matrix.require("weight_scale_2"));
-  const Fp4Codes codes(matrix);
-  DecodedMatrix decoded =
-      decode_each(matrix.size, codes, [&](int64_t o, int64_t i) { return scales.at(o, i); });
-  for (float& value : decoded)
-    value = divisor != nullptr ? value / global : value * global;
-  return decoded;
+  if (divisor != nullptr) coded.output_divisor = global;
+  coded.output_scales.assign(static_cast<size_t>(matrix.size.out),
+                             divisor != nullptr ? 1.0F / global : global);
+  return coded;
 }
 
 // Blocks of 64 run over the flattened matrix, the high nibble first; the code book is in the file.

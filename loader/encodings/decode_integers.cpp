@@ -43,12 +43,8 @@ class BitStream {
 
 int64_t words_of(int64_t elements, int bits) { return (elements * bits + 31) / 32; }
 
-int64_t group_of(const QuantScheme& scheme, const MatrixSize& size) {
-  return scheme.group_size > 0 ? scheme.group_size : size.in;
-}
-
 int64_t num_groups(const QuantScheme& scheme, const MatrixSize& size) {
-  const int64_t group = group_of(scheme, size);
+  const int64_t group = scheme.group_size > 0 ? scheme.group_size : size.in;
   return (size.in + group - 1) / group;
 }
 
@@ -57,28 +53,90 @@ void check_bits(const QuantScheme& scheme, const EncodedMatrix& matrix) {
                matrix.tensors.begin()->second.name, scheme.bits);
 }
 
-// Group of each input: in order, or as g_idx says.
+// Kernels have integers of 4 and 8 bits: each kind of code is written as the next of the two, with
+// 2^(bits - 1) taken off, which is also the zero point of symmetric matrices.
+WeightFormat integer_format(const QuantScheme& scheme, const EncodedMatrix& matrix, bool zeros,
+                            std::string_view scales) {
+  const EncodedTensor& scale = matrix.require(scales);
+  WeightFormat format{.element = scheme.bits <= 4 ? WeightElement::kInt4 : WeightElement::kInt8};
+  if (num_groups(scheme, matrix.size) == 1 && !zeros) {
+    format.output_scale = true;
+    return format;
+  }
+  constexpr int64_t kDepth = 32;  // one group for the row: a whole number of kernel steps
+  format.group =
+      scheme.group_size > 0 ? scheme.group_size : (matrix.size.in + kDepth - 1) / kDepth * kDepth;
+  format.scale = scale_type_of(scale);
+  format.zero_points = zeros;
+  return format;
+}
+
+// A zero point as kernels count it.
+int8_t centered_zero(int64_t zero, int bits, const EncodedTensor& tensor) {
+  const int64_t centered = zero - (int64_t{1} << (bits - 1));
+  GANTRY_CHECK(centered >= -128 && centered <= 127, ErrorCode::kUnsupported,
+               "{}: a zero point of {} with {} bits", tensor.name, zero, bits);
+  return static_cast<int8_t>(centered);
+}
+
+uint8_t centered_code(uint32_t code, int bits) {
+  return static_cast<uint8_t>(code - (1u << (bits - 1)));
+}
+
+// Scales [groups, out] as CodedMatrix wants them.
+void set_transposed_scales(CodedMatrix& coded, const EncodedTensor& tensor, int64_t groups) {
+  const std::vector<float> values = scale_values(tensor);
+  const int64_t out = coded.size.out;
+  std::vector<float>& target = coded.format.grouped() ? coded.scales : coded.output_scales;
+  target.resize(values.size());
+  for (int64_t o = 0; o < out; ++o) {
+    for (int64_t g = 0; g < groups; ++g) {
+      target[static_cast<size_t>(o * groups + g)] = values[static_cast<size_t>(g * out + o)];
+    }
+  }
+}
+
+// Zero points by zero_at(group, output); of a symmetric matrix they must all be in the middle.
+template <typename ZeroAt>
+void set_zeros(CodedMatrix& coded, const QuantScheme& scheme, int64_t groups,
+               const EncodedTensor& tensor, const ZeroAt& zero_at) {
+  if (coded.format.zero_points) coded.zeros.resize(static_cast<size_t>(coded.size.out * groups));
+  for (int64_t o = 0; o < coded.size.out; ++o) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int8_t zero = centered_zero(zero_at(g, o), scheme.bits, tensor);
+      if (coded.format.zero_points) {
+        coded.zeros[static_cast<size_t>(o * groups + g)] = zero;
+      } else {
+        GANTRY_CHECK(zero == 0, ErrorCode::kFormat,
+                     "{}: group {}, output {}: expected the zero point {} of a symmetric matrix, "
+                     "found {}",
+                     tensor.name, g, o, 1 << (scheme.bits - 1), zero_at(g, o));
+      }
+    }
+  }
+}
+
+// Group of each input as g_idx says; empty where they are in order.
 std::vector<int32_t> groups_of_inputs(const QuantScheme& scheme, const EncodedMatrix& matrix,
                                       std::string_view suffix) {
-  std::vector<int32_t> groups(static_cast<size_t>(matrix.size.in));
   const EncodedTensor* g_idx = matrix.find(suffix);
   GANTRY_CHECK(g_idx != nullptr || !scheme.act_order, ErrorCode::kFormat,
                "{}: missing {}, which the config's activation order calls for",
                matrix.tensors.begin()->second.name, suffix);
-  if (g_idx == nullptr) {
-    const int64_t group = group_of(scheme, matrix.size);
-    for (size_t i = 0; i < groups.size(); ++i)
-      groups[i] = static_cast<int32_t>(static_cast<int64_t>(i) / group);
-    return groups;
-  }
-  require_tensor(*g_idx, DType::kI32, {matrix.size.in});
-  std::memcpy(groups.data(), g_idx->data, groups.size() * 4);
   const int64_t count = num_groups(scheme, matrix.size);
+  if (g_idx == nullptr) return {};
+  require_tensor(*g_idx, DType::kI32, {matrix.size.in});
+  std::vector<int32_t> groups(static_cast<size_t>(matrix.size.in));
+  std::memcpy(groups.data(), g_idx->data, groups.size() * 4);
+  const int64_t group = scheme.group_size > 0 ? scheme.group_size : matrix.size.in;
+  bool in_order = true;
   for (size_t i = 0; i < groups.size(); ++i) {
     GANTRY_CHECK(groups[i] >= 0 && groups[i] < count, ErrorCode::kFormat,
                  "{}: element {}: expected a group below {}, found {}", g_idx->name, i, count,
                  groups[i]);
+    in_order &= groups[i] == static_cast<int64_t>(i) / group;
   }
+  if (in_order) groups.clear();
   return groups;
 }
 
@@ -93,116 +151,132 @@ uint32_t awq_at(const EncodedTensor& tensor, int64_t row, int64_t column) {
 
 }  // namespace
 
+WeightFormat gptq_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  check_bits(scheme, matrix);
+  return integer_format(scheme, matrix, !scheme.symmetric, "scales");
+}
+
 // W[o, i] = scales[g, o] * (q - z), q from qweight [in * b / 32, out], z from qzeros
 // [groups, out * b / 32] plus one in the first format: 2^b is a legal zero point.
-DecodedMatrix decode_gptq(const QuantScheme& scheme, const EncodedMatrix& matrix) {
-  check_bits(scheme, matrix);
+CodedMatrix code_gptq(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = gptq_format(scheme, matrix), .size = matrix.size};
   const auto [out, in] = matrix.size;
+  const int bits = scheme.bits;
   const int64_t groups = num_groups(scheme, matrix.size);
   const EncodedTensor& qweight = matrix.require("qweight");
   const EncodedTensor& qzeros = matrix.require("qzeros");
   const EncodedTensor& scales = matrix.require("scales");
-  const int64_t zero_words = words_of(out, scheme.bits);
-  require_tensor(qweight, DType::kI32, {words_of(in, scheme.bits), out});
+  const int64_t zero_words = words_of(out, bits);
+  require_tensor(qweight, DType::kI32, {words_of(in, bits), out});
   require_tensor(qzeros, DType::kI32, {groups, zero_words});
   require_tensor(scales, scales.dtype, {groups, out});
-  const std::vector<float> scale = scale_values(scales);
-  const std::vector<int32_t> group = groups_of_inputs(scheme, matrix, "g_idx");
-  DecodedMatrix decoded(static_cast<size_t>(out * in));
+  coded.input_groups = groups_of_inputs(scheme, matrix, "g_idx");
+  set_transposed_scales(coded, scales, groups);
+  set_zeros(coded, scheme, groups, qzeros, [&](int64_t g, int64_t o) {
+    return static_cast<int64_t>(BitStream(qzeros, g * zero_words, 1, bits).at(o)) +
+           (scheme.zero_minus_one ? 1 : 0);
+  });
+  coded.codes.resize(static_cast<size_t>(out * in));
   for (int64_t o = 0; o < out; ++o) {
-    const BitStream codes(qweight, o, out, scheme.bits);
-    for (int64_t i = 0; i < in; ++i) {
-      const int64_t g = group[static_cast<size_t>(i)];
-      const auto zero =
-          static_cast<int32_t>(BitStream(qzeros, g * zero_words, 1, scheme.bits).at(o) +
-                               (scheme.zero_minus_one ? 1 : 0));
-      const auto code = static_cast<int32_t>(codes.at(i));
-      decoded[static_cast<size_t>(o * in + i)] =
-          scale[static_cast<size_t>(g * out + o)] * static_cast<float>(code - zero);
-    }
+    const BitStream codes(qweight, o, out, bits);
+    for (int64_t i = 0; i < in; ++i)
+      coded.codes[static_cast<size_t>(o * in + i)] = centered_code(codes.at(i), bits);
   }
-  return decoded;
+  return coded;
+}
+
+WeightFormat awq_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  GANTRY_CHECK(scheme.bits == 4, ErrorCode::kUnsupported, "{}: AWQ of {} bits",
+               matrix.tensors.begin()->second.name, scheme.bits);
+  return integer_format(scheme, matrix, !scheme.symmetric, "scales");
 }
 
 // W[o, i] = scales[g, o] * (q - z), both in words of eight interleaved columns; without zero points
 // they are 8.
-DecodedMatrix decode_awq(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+CodedMatrix code_awq(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = awq_format(scheme, matrix), .size = matrix.size};
   const auto [out, in] = matrix.size;
   const int64_t groups = num_groups(scheme, matrix.size);
   const EncodedTensor& qweight = matrix.require("qweight");
   const EncodedTensor* qzeros = matrix.find("qzeros");
   const EncodedTensor& scales = matrix.require("scales");
-  GANTRY_CHECK(scheme.bits == 4, ErrorCode::kUnsupported, "{}: AWQ of {} bits", qweight.name,
-               scheme.bits);
   GANTRY_CHECK(qzeros != nullptr || scheme.symmetric, ErrorCode::kFormat,
                "{}: missing qzeros of an asymmetric matrix", qweight.name);
   require_tensor(qweight, DType::kI32, {in, (out + 7) / 8});
-  if (qzeros != nullptr) require_tensor(*qzeros, DType::kI32, {groups, (out + 7) / 8});
   require_tensor(scales, scales.dtype, {groups, out});
-  const std::vector<float> scale = scale_values(scales);
-  DecodedMatrix decoded(static_cast<size_t>(out * in));
+  set_transposed_scales(coded, scales, groups);
+  if (qzeros != nullptr) {
+    require_tensor(*qzeros, DType::kI32, {groups, (out + 7) / 8});
+    set_zeros(coded, scheme, groups, *qzeros,
+              [&](int64_t g, int64_t o) { return static_cast<int64_t>(awq_at(*qzeros, g, o)); });
+  }
+  coded.codes.resize(static_cast<size_t>(out * in));
   for (int64_t i = 0; i < in; ++i) {
-    const int64_t g = i / group_of(scheme, matrix.size);
     for (int64_t o = 0; o < out; ++o) {
-      const auto zero = qzeros != nullptr ? static_cast<int32_t>(awq_at(*qzeros, g, o)) : 8;
-      const auto code = static_cast<int32_t>(awq_at(qweight, i, o));
-      decoded[static_cast<size_t>(o * in + i)] =
-          scale[static_cast<size_t>(g * out + o)] * static_cast<float>(code - zero);
+      coded.codes[static_cast<size_t>(o * in + i)] =
+          centered_code(awq_at(qweight, i, o), scheme.bits);
     }
   }
-  return decoded;
+  return coded;
+}
+
+WeightFormat packed_int_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  check_bits(scheme, matrix);
+  return integer_format(scheme, matrix, !scheme.symmetric, "weight_scale");
 }
 
 // W[o, i] = weight_scale[o, g] * (u - z): u in weight_packed [out, in * b / 32]; z = 2^(b-1), or
 // weight_zero_point [out * b / 32, groups], packed along out and offset like u.
-DecodedMatrix decode_packed_int(const QuantScheme& scheme, const EncodedMatrix& matrix) {
-  check_bits(scheme, matrix);
+CodedMatrix code_packed_int(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = packed_int_format(scheme, matrix), .size = matrix.size};
   const auto [out, in] = matrix.size;
+  const int bits = scheme.bits;
   const int64_t groups =
       scheme.grid == ScaleGrid::kGroup ? num_groups(scheme, matrix.size) : int64_t{1};
   const EncodedTensor& packed = matrix.require("weight_packed");
   const EncodedTensor* zeros = matrix.find("weight_zero_point");
-  const int64_t words = words_of(in, scheme.bits);
+  const int64_t words = words_of(in, bits);
   require_tensor(packed, DType::kI32, {out, words});
   GANTRY_CHECK((zeros != nullptr) == !scheme.symmetric, ErrorCode::kFormat,
                "{}: the config says {}, the zero points say otherwise", packed.name,
                scheme.symmetric ? "symmetric" : "asymmetric");
+  coded.input_groups = groups_of_inputs(scheme, matrix, "weight_g_idx");
+  set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
   if (zeros != nullptr) {
-    require_tensor(*zeros, DType::kI32, {words_of(out, scheme.bits), groups});
+    require_tensor(*zeros, DType::kI32, {words_of(out, bits), groups});
+    set_zeros(coded, scheme, groups, *zeros, [&](int64_t g, int64_t o) {
+      return static_cast<int64_t>(BitStream(*zeros, g, groups, bits).at(o));
+    });
   }
-  const ScaleValues scales = read_scales(matrix.require("weight_scale"), matrix.size, scheme);
-  const std::vector<int32_t> group = groups_of_inputs(scheme, matrix, "weight_g_idx");
-  DecodedMatrix decoded(static_cast<size_t>(out * in));
+  coded.codes.resize(static_cast<size_t>(out * in));
   for (int64_t o = 0; o < out; ++o) {
-    const BitStream codes(packed, o * words, 1, scheme.bits);
-    for (int64_t i = 0; i < in; ++i) {
-      const int64_t g = groups > 1 ? group[static_cast<size_t>(i)] : 0;
-      const int32_t zero =
-          zeros == nullptr ? 1 << (scheme.bits - 1)
-                           : static_cast<int32_t>(BitStream(*zeros, g, groups, scheme.bits).at(o));
-      const auto code = static_cast<int32_t>(codes.at(i));
-      decoded[static_cast<size_t>(o * in + i)] =
-          scales.values[static_cast<size_t>(o * groups + g)] * static_cast<float>(code - zero);
-    }
+    const BitStream codes(packed, o * words, 1, bits);
+    for (int64_t i = 0; i < in; ++i)
+      coded.codes[static_cast<size_t>(o * in + i)] = centered_code(codes.at(i), bits);
   }
-  return decoded;
+  return coded;
+}
+
+WeightFormat row_pairs_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  return integer_format(scheme, matrix, /*zeros=*/false, "weight_scale");
 }
 
 // ModelOpt INT4: weight u8 [out / 2, in], the low nibble is row 2 r, two's complement.
-DecodedMatrix decode_row_pairs_int4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+CodedMatrix code_row_pairs_int4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  CodedMatrix coded{.format = row_pairs_format(scheme, matrix), .size = matrix.size};
   const auto [out, in] = matrix.size;
   const EncodedTensor& weight = matrix.require("weight");
   require_tensor(weight, DType::kU8, {(out + 1) / 2, in});
-  const ScaleValues scales = read_scales(matrix.require("weight_scale"), matrix.size, scheme);
-  DecodedMatrix decoded(static_cast<size_t>(out * in));
+  set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
+  coded.codes.resize(static_cast<size_t>(out * in));
   for (int64_t o = 0; o < out; ++o) {
     for (int64_t i = 0; i < in; ++i) {
       const auto byte = static_cast<uint32_t>(weight.data[o / 2 * in + i]);
-      const int32_t code = sign_extend(o % 2 == 0 ? byte & 0xfu : byte >> 4, 4);
-      decoded[static_cast<size_t>(o * in + i)] = scales.at(o, i) * static_cast<float>(code);
+      coded.codes[static_cast<size_t>(o * in + i)] =
+          static_cast<uint8_t>(o % 2 == 0 ? byte & 0xfu : byte >> 4);
     }
   }
-  return decoded;
+  return coded;
 }
 
 }  // namespace gantry

@@ -17,50 +17,55 @@ bool has_exponents(const EncodedMatrix& m, std::string_view suffix) {
   return has(m, suffix, DType::kU8) || has(m, suffix, DType::kF8E8M0);
 }
 
-bool is_fp8(const EncodedMatrix& m) {
-  return has(m, "weight", DType::kF8E4M3) || has(m, "weight", DType::kF8E5M2);
+bool has_fp8_scale(const EncodedMatrix& m) {
+  return m.find("weight_scale") != nullptr || m.find("weight_scale_inv") != nullptr;
 }
 
 // MXFP8 and block FP8 with exponents for scales (ue8m0) differ in what a scale covers.
 bool is_mxfp8(const QuantScheme& s, const EncodedMatrix& m) {
-  return is_fp8(m) && s.grid == ScaleGrid::kGroup && has_exponents(m, "weight_scale");
+  return has(m, "weight", DType::kF8E4M3) && s.grid == ScaleGrid::kGroup &&
+         has_exponents(m, "weight_scale");
 }
 
-// A new encoding is one decoder and one row.
-constexpr std::array<Encoding, 11> kEncodings = {{
+// A new encoding is one reader and one row.
+constexpr std::array<Encoding, 12> kEncodings = {{
     {"gptq",
      [](const QuantScheme& s, const EncodedMatrix& m) {
        return has(m, "qweight", DType::kI32) && s.int_packing == IntPacking::kGptq;
      },
-     decode_gptq},
+     gptq_format, code_gptq},
     {"awq",
      [](const QuantScheme& s, const EncodedMatrix& m) {
        return has(m, "qweight", DType::kI32) && s.int_packing == IntPacking::kAwq;
      },
-     decode_awq},
+     awq_format, code_awq},
     {"pack-quantized",
      [](const QuantScheme&, const EncodedMatrix& m) {
        return has(m, "weight_packed", DType::kI32);
      },
-     decode_packed_int},
+     packed_int_format, code_packed_int},
     {"int4 row pairs",
      [](const QuantScheme& s, const EncodedMatrix& m) {
        return has(m, "weight", DType::kU8) && m.find("weight_scale") != nullptr && s.bits == 4;
      },
-     decode_row_pairs_int4},
+     row_pairs_format, code_row_pairs_int4},
     {"fp8",
      [](const QuantScheme& s, const EncodedMatrix& m) {
-       return is_fp8(m) && !is_mxfp8(s, m) &&
-              (m.find("weight_scale") != nullptr || m.find("weight_scale_inv") != nullptr);
+       return has(m, "weight", DType::kF8E4M3) && !is_mxfp8(s, m) && has_fp8_scale(m);
      },
-     decode_fp8},
+     fp8_format, code_fp8},
+    {"fp8 e5m2",
+     [](const QuantScheme&, const EncodedMatrix& m) {
+       return has(m, "weight", DType::kF8E5M2) && has_fp8_scale(m);
+     },
+     nullptr, nullptr, decode_fp8_e5m2},
     {"mxfp8", [](const QuantScheme& s, const EncodedMatrix& m) { return is_mxfp8(s, m); },
-     decode_mxfp8},
+     mxfp8_format, code_mxfp8},
     {"int8",
      [](const QuantScheme&, const EncodedMatrix& m) {
        return has(m, "weight", DType::kI8) && m.find("weight_scale") != nullptr;
      },
-     decode_int8},
+     int8_format, code_int8},
     {"mxfp4",
      [](const QuantScheme& s, const EncodedMatrix& m) {
        const bool split = (has(m, "weight", DType::kU8) || has(m, "weight_packed", DType::kU8)) &&
@@ -68,24 +73,24 @@ constexpr std::array<Encoding, 11> kEncodings = {{
        const bool packed = has(m, "weight_packed", DType::kU8) && has_exponents(m, "weight_scale");
        return split || packed || (has(m, "blocks", DType::kU8) && has_exponents(m, "scales"));
      },
-     decode_mxfp4},
+     mxfp4_format, code_mxfp4},
     {"nvfp4",
      [](const QuantScheme&, const EncodedMatrix& m) {
        return has(m, "weight_scale", DType::kF8E4M3) &&
               ((has(m, "weight", DType::kU8) && m.find("weight_scale_2") != nullptr) ||
                (has(m, "weight_packed", DType::kU8) && m.find("weight_global_scale") != nullptr));
      },
-     decode_nvfp4},
+     nvfp4_format, code_nvfp4},
     {"bitsandbytes 4 bits",
      [](const QuantScheme&, const EncodedMatrix& m) {
        return has(m, "weight", DType::kU8) && m.find("weight.absmax") != nullptr;
      },
-     decode_bnb_4bit},
+     nullptr, nullptr, decode_bnb_4bit},
     {"bitsandbytes int8",
      [](const QuantScheme&, const EncodedMatrix& m) {
        return has(m, "weight", DType::kI8) && m.find("SCB") != nullptr;
      },
-     decode_bnb_int8},
+     nullptr, nullptr, decode_bnb_int8},
 }};
 
 }  // namespace
@@ -129,8 +134,18 @@ const Encoding& find_encoding(const QuantScheme& scheme, const EncodedMatrix& ma
   return *found;
 }
 
+std::optional<WeightFormat> coded_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
+  const Encoding& encoding = find_encoding(scheme, matrix);
+  if (encoding.format == nullptr || matrix.find("pre_quant_scale") != nullptr) return std::nullopt;
+  const WeightFormat format = encoding.format(scheme, matrix);
+  const bool fits = !format.grouped() || (format.group >= 16 && format.group % 8 == 0);
+  return fits ? std::optional(format) : std::nullopt;
+}
+
 std::vector<float> decode_matrix(const QuantScheme& scheme, const EncodedMatrix& matrix) {
-  return find_encoding(scheme, matrix).decode(scheme, matrix);
+  const Encoding& encoding = find_encoding(scheme, matrix);
+  return encoding.code != nullptr ? dequantize(encoding.code(scheme, matrix))
+                                  : encoding.decode(scheme, matrix);
 }
 
 }  // namespace gantry

@@ -3,12 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/export.h"
+#include "loader/encodings/coded_matrix.h"
 #include "loader/encodings/quant_scheme.h"
 #include "loader/tensor_geometry.h"
 
@@ -34,18 +36,27 @@ struct EncodedMatrix {
   [[nodiscard]] const EncodedTensor& require(std::string_view suffix) const;
 };
 
-/// One way of writing a quantized matrix: a row of the table that decode and verify read.
+/// One way of writing a quantized matrix: a row of the table that load and verify read. Most are
+/// read into codes and scales; those that kernels have no format for are decoded to f32.
 struct Encoding {
   std::string_view name;
   /// Whether these tensors are written that way.
   bool (*matches)(const QuantScheme& scheme, const EncodedMatrix& matrix);
-  /// The whole matrix in f32, row-major [out, in].
-  std::vector<float> (*decode)(const QuantScheme& scheme, const EncodedMatrix& matrix);
+  /// The format of `code`'s result; looks at dtypes and shapes, not at data. Null without `code`.
+  WeightFormat (*format)(const QuantScheme& scheme, const EncodedMatrix& matrix) = nullptr;
+  CodedMatrix (*code)(const QuantScheme& scheme, const EncodedMatrix& matrix) = nullptr;
+  /// The whole matrix in f32, row-major [out, in]; null with `code`.
+  std::vector<float> (*decode)(const QuantScheme& scheme, const EncodedMatrix& matrix) = nullptr;
 };
 
 /// All encodings. At most one matches a matrix.
 /// @throws Error kUnsupported naming the tensors if none does
 const Encoding& find_encoding(const QuantScheme& scheme, const EncodedMatrix& matrix);
+
+/// The format in which kernels can have a matrix, from its tensors' dtypes and the scheme.
+/// @return nothing if they cannot: it is decoded to f32
+/// @throws Error kFormat, kUnsupported as find_encoding does
+std::optional<WeightFormat> coded_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
 
 /// Dequantizes a matrix with the formula of its format, each element within one f32 rounding of the
 /// exact value. The reference path: kernels decode the same values in their own way.

@@ -72,6 +72,51 @@ ScaleValues read_group_scales(const EncodedTensor& tensor, const MatrixSize& siz
   return read_grid(tensor, size, 1, group);
 }
 
+ScaleType scale_type_of(const EncodedTensor& tensor) {
+  switch (tensor.dtype) {
+    case DType::kF32:
+      return ScaleType::kF32;
+    case DType::kF16:
+      return ScaleType::kF16;
+    case DType::kBF16:
+      return ScaleType::kBF16;
+    case DType::kF8E4M3:
+      return ScaleType::kE4M3;
+    case DType::kU8:
+    case DType::kF8E8M0:
+      return ScaleType::kE8M0;
+    default:
+      fail(ErrorCode::kUnsupported, "{}: scales of type {}", tensor.name, to_string(tensor.dtype));
+  }
+}
+
+void set_grid(WeightFormat& format, const QuantScheme& scheme, const MatrixSize& size,
+              const EncodedTensor& scales) {
+  const bool grouped =
+      scheme.grid == ScaleGrid::kBlock ||
+      (scheme.grid == ScaleGrid::kGroup && scheme.group_size > 0 && scheme.group_size < size.in);
+  format.output_scale = !grouped;
+  if (!grouped) return;
+  format.group = scheme.grid == ScaleGrid::kBlock ? scheme.block_cols : scheme.group_size;
+  format.scale = scale_type_of(scales);
+}
+
+void set_scales(CodedMatrix& coded, const ScaleValues& scales) {
+  const int64_t groups = coded.num_groups();
+  const int64_t out = coded.size.out;
+  if (groups == 0) {
+    coded.output_scales.resize(static_cast<size_t>(out));
+    for (int64_t o = 0; o < out; ++o)
+      coded.output_scales[static_cast<size_t>(o)] = scales.at(o, 0);
+    return;
+  }
+  coded.scales.resize(static_cast<size_t>(out * groups));
+  for (int64_t o = 0; o < out; ++o) {
+    for (int64_t g = 0; g < groups; ++g)
+      coded.scales[static_cast<size_t>(o * groups + g)] = scales.at(o, g * coded.format.group);
+  }
+}
+
 void require_tensor(const EncodedTensor& tensor, DType dtype, const std::vector<int64_t>& shape) {
   GANTRY_CHECK(tensor.dtype == dtype && tensor.shape == shape, ErrorCode::kFormat,
                "{}: expected {} {}, found {} {}", tensor.name, shape_text(shape), to_string(dtype),

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "loader/encodings/coded_matrix.h"
 #include "loader/encodings/encoded_matrix.h"
 
 namespace gantry {
@@ -32,6 +33,17 @@ struct ScaleValues {
 /// @throws Error kFormat naming the tensor, what was expected and what was found
 ScaleValues read_scales(const EncodedTensor& tensor, const MatrixSize& size,
                         const QuantScheme& scheme);
+
+/// How kernels store the values of a scale tensor without loss.
+/// @throws Error kUnsupported if they cannot
+ScaleType scale_type_of(const EncodedTensor& tensor);
+
+/// Gives a scheme's grid to a format: per output, or in groups of inputs (of all rows of a block).
+void set_grid(WeightFormat& format, const QuantScheme& scheme, const MatrixSize& size,
+              const EncodedTensor& scales);
+
+/// Spreads a grid over the outputs and groups of a coded matrix.
+void set_scales(CodedMatrix& coded, const ScaleValues& scales);
 
 /// A grid of groups of `group` inputs.
 ScaleValues read_group_scales(const EncodedTensor& tensor, const MatrixSize& size, int64_t group);

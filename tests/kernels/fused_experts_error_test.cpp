@@ -144,13 +144,13 @@ TEST_F(FusedExpertsArgumentTest, RefusesPartsOfTokens) {
 TEST(FusedExpertsSelectTest, RowOperationsAreThoseOfTheBestInstructionSet) {
   for (const DType weights : {DType::kBF16, DType::kF16, DType::kF32}) {
     KernelRequest request{.weights = weights, .activations = kF32, .isas = IsaSet{}};
-    EXPECT_EQ(select_fused_experts(request).gemm->isa, Isa::kScalar);
+    EXPECT_EQ(select_fused_experts(request).w13.gemm->isa, Isa::kScalar);
     EXPECT_EQ(select_fused_experts(request).row_ops, &scalar::kRowOps);
     request.isas.insert(Isa::kAvx2);
-    EXPECT_EQ(select_fused_experts(request).gemm->isa, Isa::kAvx2);
+    EXPECT_EQ(select_fused_experts(request).w13.gemm->isa, Isa::kAvx2);
     EXPECT_EQ(select_fused_experts(request).row_ops, &avx2::kRowOps);
     request.isas.insert(Isa::kAvx512);
-    EXPECT_EQ(select_fused_experts(request).gemm->isa, Isa::kAvx512);
+    EXPECT_EQ(select_fused_experts(request).w13.gemm->isa, Isa::kAvx512);
     EXPECT_EQ(select_fused_experts(request).row_ops, &avx512::kRowOps);
   }
 }

@@ -50,7 +50,7 @@ class FusedKernelTest : public testing::TestWithParam<FusedKernel> {
                                     .activations = activations,
                                     .isas = isas,
                                     .avx512_dot = Avx512Dot::kDot});
-    ASSERT_EQ(kernels.gemm->name, gemm.name);
+    ASSERT_EQ(kernels.w13.gemm->name, gemm.name);
   }
 
   FusedCase random_case(FusedShape shape) {

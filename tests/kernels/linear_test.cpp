@@ -53,7 +53,7 @@ class LinearTest : public testing::TestWithParam<PanelGemmKernel> {
         .weights = kernel.weights, .activations = ActivationDType::kF32, .isas = IsaSet{}};
     request.isas.insert(kernel.isa);
     kernels = select_fused_experts(request);
-    ASSERT_EQ(kernels.gemm->name, kernel.name);
+    ASSERT_EQ(kernels.w13.gemm->name, kernel.name);
   }
 
   [[nodiscard]] Floats run(const Dense& d, const Floats& x, bool has_bias = true,
@@ -153,7 +153,7 @@ TEST_F(LinearArgumentTest, RefusesAScratchForFewerTokens) {
 TEST_F(LinearArgumentTest, RefusesAKernelThatRoundsItsInputs) {
   IsaSet isas;
   isas.insert(Isa::kAmxEmulated);
-  kernels.gemm = &select_panel_gemm(
+  kernels.w13.gemm = &select_panel_gemm(
       {.weights = DType::kBF16, .activations = ActivationDType::kBF16, .isas = isas});
   expect_refused({"f32 rows", "bf16_amx_32x32_emulated"});
 }

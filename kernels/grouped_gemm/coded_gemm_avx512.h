@@ -1,0 +1,156 @@
+#pragma once
+
+// The GEMM of a few rows with a coded panel, over a multiply instruction and a code type. Codes are
+// decoded in registers once for up to 12 rows. The sum of a group is taken unscaled and then
+// multiplied by the group's scales, in f32; so a row's bits do not depend on the other rows.
+// For files compiled for AVX-512, as coded_panel_avx512.h.
+
+#include "kernels/grouped_gemm/coded_panel_avx512.h"
+
+namespace gantry::avx512 {
+namespace {
+
+constexpr int kMaxCodedBlock = 12;
+// Beside the sums of the group there are registers for this many rows' sums of all groups; more
+// rows keep those in C.
+constexpr int kRowsWithTotals = 5;
+
+// Adds to the sums of kRows rows what a pair of k gives. x points at the pair in the first row.
+struct FmaMultiply {
+  static constexpr int64_t kBytes = 4;  // of one k in a row of x
+  template <int kRows>
+  static void add(__m512 (&sums)[kRows][2], const std::byte* const (&start)[(kRows + 2) / 3],
+                  int64_t offset, int64_t stride, __m512i w0, __m512i w1) {
+    const __m512 even[2] = {even_of(w0), even_of(w1)};
+    const __m512 odd[2] = {odd_of(w0), odd_of(w1)};
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const auto* x = reinterpret_cast<const float*>(start[r / 3] + (r % 3) * stride + offset);
+      const __m512 x0 = _mm512_set1_ps(x[0]);
+      sums[r][0] = _mm512_fmadd_ps(x0, even[0], sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(x0, even[1], sums[r][1]);
+      const __m512 x1 = _mm512_set1_ps(x[1]);
+      sums[r][0] = _mm512_fmadd_ps(x1, odd[0], sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(x1, odd[1], sums[r][1]);
+    }
+  }
+};
+
+template <typename Multiply, typename Codes, int kRows>
+void coded_block(const PanelGemm& call, int64_t row) {
+  constexpr bool kTotals = kRows <= kRowsWithTotals;
+  constexpr int kStarts = (kRows + 2) / 3;
+  const Codes codes;
+  const CodedPanel& panel = *call.coded;
+  const int64_t group = panel.format.scale != ScaleType::kNone ? panel.format.group : call.k;
+  const std::byte* line = call.panel + panel.codes;
+  const std::byte* scale_at = call.panel + panel.scales;
+  const std::byte* zero_at = panel.format.zero_points ? call.panel + panel.zeros : nullptr;
+  const int64_t stride = call.x_stride;
+  const std::byte* start[kStarts];
+  for (int i = 0; i < kStarts; ++i)
+    start[i] = call.x + (row + 3 * i) * stride;
+  const std::byte* x_sums = call.x + row * stride + call.x_sums;
+  float* c = call.c + row * 32;
+
+  __m512 totals[kTotals ? kRows : 1][2];
+  if (kTotals) {
+#pragma GCC unroll 12
+    for (auto& total : totals)
+      total[0] = total[1] = _mm512_setzero_ps();
+  } else {
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      _mm512_store_ps(c + r * 32, _mm512_setzero_ps());
+      _mm512_store_ps(c + r * 32 + 16, _mm512_setzero_ps());
+    }
+  }
+  for (int64_t begin = 0; begin < call.k; begin += group) {
+    const int64_t depth = begin + group < call.k ? group : call.k - begin;
+    __m512 sums[kRows][2];
+#pragma GCC unroll 12
+    for (auto& sum : sums)
+      sum[0] = sum[1] = _mm512_setzero_ps();
+#pragma GCC unroll 1
+    for (const std::byte* end = line + depth / (2 * Codes::kPairs) * 128; line != end;
+         line += 128) {
+      const auto gate = codes.load(line);
+      const auto up = codes.load(line + 64);
+      constexpr int64_t kPairBytes = 2 * Multiply::kBytes;
+      Multiply::template add<kRows>(sums, start, 0, stride, codes.template pair<0>(gate),
+                                    codes.template pair<0>(up));
+      Multiply::template add<kRows>(sums, start, kPairBytes, stride, codes.template pair<1>(gate),
+                                    codes.template pair<1>(up));
+      if constexpr (Codes::kPairs == 4) {
+        Multiply::template add<kRows>(sums, start, 2 * kPairBytes, stride,
+                                      codes.template pair<2>(gate), codes.template pair<2>(up));
+        Multiply::template add<kRows>(sums, start, 3 * kPairBytes, stride,
+                                      codes.template pair<3>(gate), codes.template pair<3>(up));
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kStarts; ++i)
+        start[i] += Codes::kPairs * kPairBytes;
+    }
+    const Scales scales = load_scales(scale_at, panel.format.scale);
+    scale_at += panel.scale_bytes;
+    if (zero_at != nullptr) {  // sum of x * (q - z) = sum of x * q - z * sum of x
+      const Scales zeros = load_zeros(zero_at);
+      zero_at += 32;
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        float of_x;
+        std::memcpy(&of_x, x_sums + r * stride, 4);
+        const __m512 x = _mm512_set1_ps(of_x);
+        sums[r][0] = _mm512_fnmadd_ps(x, zeros.half[0], sums[r][0]);
+        sums[r][1] = _mm512_fnmadd_ps(x, zeros.half[1], sums[r][1]);
+      }
+      x_sums += 4;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kTotals) {
+        totals[r][0] = _mm512_fmadd_ps(sums[r][0], scales.half[0], totals[r][0]);
+        totals[r][1] = _mm512_fmadd_ps(sums[r][1], scales.half[1], totals[r][1]);
+      } else {
+        float* total = c + r * 32;
+        _mm512_store_ps(total, _mm512_fmadd_ps(sums[r][0], scales.half[0], _mm512_load_ps(total)));
+        _mm512_store_ps(total + 16,
+                        _mm512_fmadd_ps(sums[r][1], scales.half[1], _mm512_load_ps(total + 16)));
+      }
+    }
+  }
+  Scales last;
+  last.half[0] = last.half[1] = _mm512_set1_ps(1.0F);
+  if (panel.format.output_scale) {
+    last = load_scales(call.panel + panel.output_scales, ScaleType::kF32);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    for (int h = 0; h < 2; ++h) {
+      float* total = c + r * 32 + h * 16;
+      const __m512 sum = kTotals ? totals[kTotals ? r : 0][h] : _mm512_load_ps(total);
+      _mm512_store_ps(total, _mm512_mul_ps(sum, last.half[h]));
+    }
+  }
+}
+
+template <typename Multiply, typename Codes>
+void coded_gemm(const PanelGemm& call) {
+  using Block = void (*)(const PanelGemm&, int64_t);
+  static constexpr Block kBlocks[kMaxCodedBlock] = {
+      coded_block<Multiply, Codes, 1>,  coded_block<Multiply, Codes, 2>,
+      coded_block<Multiply, Codes, 3>,  coded_block<Multiply, Codes, 4>,
+      coded_block<Multiply, Codes, 5>,  coded_block<Multiply, Codes, 6>,
+      coded_block<Multiply, Codes, 7>,  coded_block<Multiply, Codes, 8>,
+      coded_block<Multiply, Codes, 9>,  coded_block<Multiply, Codes, 10>,
+      coded_block<Multiply, Codes, 11>, coded_block<Multiply, Codes, 12>};
+  int64_t blocks = (call.num_rows + kMaxCodedBlock - 1) / kMaxCodedBlock;
+  for (int64_t row = 0; row < call.num_rows; --blocks) {
+    const int64_t rows = (call.num_rows - row + blocks - 1) / blocks;
+    kBlocks[rows - 1](call, row);
+    row += rows;
+  }
+}
+
+}  // namespace
+}  // namespace gantry::avx512

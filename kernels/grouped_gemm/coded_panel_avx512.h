@@ -1,0 +1,172 @@
+#pragma once
+
+// Coded panels in AVX-512 registers, for files compiled for it: everything here has internal
+// linkage. Codes become pairs of k in bf16, which holds every code's value exactly; vdpbf16ps takes
+// the pairs as they are, FMA takes them split into even and odd k.
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels/grouped_gemm/panel_gemm.h"
+
+namespace gantry::avx512 {
+namespace {
+
+// ---- codes -> pairs of bf16 -------------------------------------------------------------------
+
+// A `Codes` type decodes one line: 16 lanes, kPairs pairs of k. `Line` is what is kept of a line
+// between its pairs; pair<P>(line) gives 16 lanes x (even k, odd k).
+
+__m512i nibble_table(const uint16_t (&values)[16]) {
+  // vpermw looks at five bits of an index: with the table twice, the lowest bit of the next nibble
+  // makes no difference.
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+  return _mm512_broadcast_i64x4(half);
+}
+
+struct NibbleCodes {
+  static constexpr int kPairs = 4;
+  using Line = __m512i;
+  __m512i table;
+
+  [[nodiscard]] Line load(const std::byte* line) const { return _mm512_load_si512(line); }
+  template <int kPair>
+  [[nodiscard]] __m512i pair(Line line) const {
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4 * kPair), table);
+  }
+};
+
+struct Int4Codes : NibbleCodes {
+  Int4Codes() {
+    static constexpr uint16_t kValues[16] = {
+        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,   //  0 ..  7
+        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};  // -8 .. -1
+    table = nibble_table(kValues);
+  }
+};
+
+struct E2M1Codes : NibbleCodes {
+  E2M1Codes() {
+    static constexpr uint16_t kValues[16] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
+                                             0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0,
+                                             0xc000, 0xc040, 0xc080, 0xc0c0};
+    table = nibble_table(kValues);
+  }
+};
+
+struct E4M3Codes {
+  static constexpr int kPairs = 2;
+  using Line = __m512i;
+  __m512i subnormals;  // bf16 of m * 2^-9
+
+  E4M3Codes() {
+    static constexpr uint16_t kValues[16] = {0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20,
+                                             0x3c40, 0x3c60, 0x0000, 0x3b00, 0x3b80, 0x3bc0,
+                                             0x3c00, 0x3c20, 0x3c40, 0x3c60};
+    subnormals = nibble_table(kValues);
+  }
+  [[nodiscard]] Line load(const std::byte* line) const { return _mm512_load_si512(line); }
+  // The byte in the upper half of a word: sign in place, exponent and mantissa four bits too high
+  // and the exponent 120 too small. Exponent zero is looked up.
+  template <int kPair>
+  [[nodiscard]] __m512i pair(Line line) const {
+    const __m512i zero = _mm512_setzero_si512();
+    const __m512i high =
+        kPair == 0 ? _mm512_unpacklo_epi8(zero, line) : _mm512_unpackhi_epi8(zero, line);
+    const __m512i shifted = _mm512_srli_epi16(_mm512_and_si512(high, _mm512_set1_epi16(0x7f00)), 4);
+    const __mmask32 subnormal = _mm512_cmplt_epu16_mask(shifted, _mm512_set1_epi16(0x80));
+    const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16(0x3c00));
+    const __m512i magnitude =
+        _mm512_mask_permutexvar_epi16(normal, subnormal, _mm512_srli_epi16(shifted, 4), subnormals);
+    constexpr int kMagnitudeOrSign = 0xf8;  // a | (b & c)
+    return _mm512_ternarylogic_epi32(magnitude, high, _mm512_set1_epi16(-0x8000), kMagnitudeOrSign);
+  }
+};
+
+struct Int8Codes {
+  static constexpr int kPairs = 2;
+  using Line = __m512i;
+
+  [[nodiscard]] Line load(const std::byte* line) const { return _mm512_load_si512(line); }
+  // Integers of 8 bits are exact in bf16: the lower half of their f32 is zero.
+  template <int kPair>
+  [[nodiscard]] __m512i pair(Line line) const {
+    const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(line, kPair == 0 ? 24 : 8), 24);
+    const __m512i odd = _mm512_srai_epi32(kPair == 0 ? _mm512_slli_epi32(line, 16) : line, 24);
+    const __m512i even_bits = _mm512_castps_si512(_mm512_cvtepi32_ps(even));
+    const __m512i odd_bits = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
+    return _mm512_or_si512(_mm512_srli_epi32(even_bits, 16), odd_bits);
+  }
+};
+
+// ---- scales ------------------------------------------------------------------------------------
+
+struct Scales {
+  __m512 half[2];
+};
+
+// e4m3 and e8m0 scales are of any value: e4m3 ones are finite (NaN is refused at load) and may be
+// subnormal; e8m0 255 (NaN) is refused too, and 0 is 2^-127.
+Scales load_scales(const std::byte* p, ScaleType type) {
+  Scales scales;
+  for (int h = 0; h < 2; ++h) {
+    switch (type) {
+      case ScaleType::kF32:
+        scales.half[h] = _mm512_load_ps(p + h * 64);
+        break;
+      case ScaleType::kF16:
+        scales.half[h] =
+            _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p + h * 32)));
+        break;
+      case ScaleType::kBF16:
+        scales.half[h] = _mm512_castsi512_ps(_mm512_slli_epi32(
+            _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(p + h * 32))),
+            16));
+        break;
+      case ScaleType::kE8M0: {
+        const __m512i code =
+            _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16)));
+        // 2^(c - 127); c = 0 is half of the smallest normal number.
+        const __m512i bits =
+            _mm512_max_epi32(_mm512_slli_epi32(code, 23), _mm512_set1_epi32(1 << 22));
+        scales.half[h] = _mm512_castsi512_ps(bits);
+        break;
+      }
+      case ScaleType::kE4M3: {
+        const __m512i code =
+            _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16)));
+        // Exponent and mantissa as those of a tiny f32 (subnormals too), then times 2^120: exact.
+        const __m512i bits = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7f)), 20);
+        const __m512 magnitude = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120F));
+        scales.half[h] =
+            _mm512_or_ps(magnitude, _mm512_castsi512_ps(_mm512_and_si512(
+                                        code, _mm512_set1_epi32(static_cast<int>(0x80000000u)))));
+        break;
+      }
+      case ScaleType::kNone:
+        scales.half[h] = _mm512_set1_ps(1.0F);
+        break;
+    }
+  }
+  return scales;
+}
+
+// Zero points of 32 lanes.
+Scales load_zeros(const std::byte* p) {
+  Scales zeros;
+  for (int h = 0; h < 2; ++h) {
+    zeros.half[h] = _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16))));
+  }
+  return zeros;
+}
+
+__m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+__m512 odd_of(__m512i pairs) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+}  // namespace
+}  // namespace gantry::avx512
