@@ -99,8 +99,9 @@ class Bench {
 
  private:
   [[nodiscard]] double peak_tflops() const {
-    return model_.format == "bf16" && options_.activations == "bf16" ? ceilings_.bf16_tflops()
-                                                                     : ceilings_.fma_f32_tflops;
+    return model_.format != "f32" && model_.format != "f16" && options_.activations == "bf16"
+               ? ceilings_.bf16_tflops()
+               : ceilings_.fma_f32_tflops;
   }
 
   void measure_bandwidth() {
@@ -224,7 +225,10 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("DIR", options->directory, "checkpoint directory (default: a made-up model)");
   command->add_option("--shape", options->shape, "model whose shape to take")
       ->capture_default_str();
-  command->add_option("--format", options->format, "weight format: bf16, f16 or f32")
+  command
+      ->add_option("--format", options->format,
+                   "weight format: bf16, f16, f32, fp8-block, fp8-channel, int8, int4-g128, "
+                   "int4-g32, awq, gptq-asym, mxfp4, nvfp4")
       ->capture_default_str();
   command->add_option("--tokens", options->tokens, "numbers of tokens, comma separated")
       ->delimiter(',')

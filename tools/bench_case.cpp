@@ -9,48 +9,17 @@
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "runtime/moe_model.h"
+#include "tools/bench_weights.h"
 #include "tools/synth_shapes.h"
 
 namespace gantry::cli {
 namespace {
 
-// Normal values with the deviation that trained weights have, in one dtype. Matrices are cut from
-// it at random places: speed does not depend on the values, but zeros would be a special case.
-class WeightSource {
- public:
-  WeightSource(DType dtype, uint64_t seed) : dtype_(dtype), engine_(seed) {
-    std::normal_distribution<float> normal(0.0F, 0.03F);
-    std::vector<float> values(kCount);
-    for (float& value : values)
-      value = normal(engine_);
-    bytes_.resize(kCount * static_cast<size_t>(size_of(dtype)));
-    convert_from_f32(values.data(), kCount, dtype, bytes_.data());
-  }
-
-  void fill(const PackedLayout& layout, std::byte* packed) {
-    constexpr int64_t kStride = 1021;
-    const int64_t stride = std::min(kStride, (kCount - layout.k) / (2 * layout.n));
-    GANTRY_CHECK(stride >= 1, ErrorCode::kInvalidArgument, "bench: a matrix [{}, {}] is too large",
-                 layout.n, layout.k);
-    const int64_t room = kCount - layout.k - layout.n * stride;
-    const auto begin = static_cast<int64_t>(engine_() % static_cast<uint64_t>(room));
-    pack_block(layout, {bytes_.data() + begin * size_of(dtype_), layout.n, layout.k, stride, 1}, 0,
-               0, packed);
-  }
-
- private:
-  static constexpr int64_t kCount = int64_t{1} << 22;
-  DType dtype_;
-  std::mt19937_64 engine_;
-  std::vector<std::byte> bytes_;
-};
-
-MoeLayerWeights make_weights(const MoeLayerSpec& spec, DType dtype, WeightSource& source) {
+MoeLayerWeights make_weights(const MoeLayerSpec& spec, WeightSource& source) {
   MoeLayerWeights weights;
   weights.spec = spec;
   weights.spec.expert_bias = false;
-  weights.layout = SlotLayout::create(dtype, spec.gated(), false, spec.intermediate_size,
-                                      spec.expert_hidden_size);
+  weights.layout = source.layout(spec);
   weights.num_slots = spec.num_experts;
   weights.slots = ByteBuffer(static_cast<size_t>(spec.num_experts * weights.layout.stride_bytes));
   for (int64_t e = 0; e < spec.num_experts; ++e) {
@@ -65,13 +34,6 @@ MoeLayerWeights make_weights(const MoeLayerSpec& spec, DType dtype, WeightSource
   weights.spec.routing.num_experts = spec.num_experts;
   weights.spec.routing.top_k = spec.routing.top_k;
   return weights;
-}
-
-DType format_dtype(std::string_view format) {
-  if (format == "bf16") return DType::kBF16;
-  if (format == "f16") return DType::kF16;
-  if (format == "f32") return DType::kF32;
-  fail(ErrorCode::kInvalidArgument, "--format: expected bf16, f16 or f32, found '{}'", format);
 }
 
 std::unique_ptr<FusedMoeLayer> make_layer(MoeLayerWeights weights, const FusedMoeOptions& options) {
@@ -173,7 +135,7 @@ int64_t expert_bytes(const MoeLayerWeights& weights) noexcept {
 
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,
                             const FusedMoeOptions& options, uint64_t seed) {
-  const DType dtype = format_dtype(format);
+  const BenchWeightFormat& weights_format = find_bench_format(format);
   std::vector<SynthShape> shapes = synth_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(),
                                   [&](const SynthShape& s) { return s.name == shape; });
@@ -186,9 +148,9 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
   const MoeModelConfig config = read_moe_config(found->config.dump(), "config.json");
   GANTRY_CHECK(!config.layers.empty(), ErrorCode::kInternal, "shape {} has no MoE layer", shape);
   BenchModel model{.shape = std::string(shape), .format = std::string(format), .layers = {}};
-  WeightSource source(dtype, seed);
+  WeightSource source(weights_format, seed);
   for (int64_t bytes = 0; bytes < min_bytes;) {
-    MoeLayerWeights weights = make_weights(config.layers[0], dtype, source);
+    MoeLayerWeights weights = make_weights(config.layers[0], source);
     bytes += weights.num_slots * expert_bytes(weights);
     model.layers.push_back(make_layer(std::move(weights), options));
   }
@@ -212,7 +174,7 @@ BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
         loader.load_layer(spec.layer, {}, experts, load, opened.report(), stats);
     GANTRY_CHECK(opened.report().ok(), ErrorCode::kFormat, "{}", summarize(opened.report(), 10));
     bytes += weights.num_slots * expert_bytes(weights);
-    model.format = to_string(weights.layout.dtype);
+    model.format = to_string(weights.layout.w13_panels);
     model.layers.push_back(make_layer(std::move(weights), options));
   }
   GANTRY_CHECK(!model.layers.empty(), ErrorCode::kInvalidArgument, "{}: no MoE layer", directory);

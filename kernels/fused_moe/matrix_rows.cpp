@@ -117,10 +117,9 @@ int64_t multiply_rows(const MatrixKernels& kernels) noexcept {
 void multiply_panel(const MultiplyPanel& call) noexcept {
   const MatrixKernels& kernels = call.kernels;
   const bool plain = kernels.dequantize == nullptr;
-  if (!plain && call.matrix_rows > kernels.coded_rows) {
-    return multiply_decoded(call);
-  }
-  const auto run = plain ? kernels.gemm->run : kernels.coded->run;
+  const CodedGemmKernel* coded = plain ? nullptr : kernels.coded_for(call.matrix_rows);
+  if (!plain && coded == nullptr) return multiply_decoded(call);
+  const auto run = plain ? kernels.gemm->run : coded->run;
   for_row_blocks(call.num_rows, [&](int64_t row, int64_t rows) {
     run({.x = call.x + row * call.x_stride,
          .x_stride = call.x_stride,

@@ -134,16 +134,77 @@ void coded_block(const PanelGemm& call, int64_t row) {
   }
 }
 
+// Scales are part of the weights: sums run through all groups.
+template <typename Multiply, typename Codes, int kRows>
+void folded_block(const PanelGemm& call, int64_t row) {
+  constexpr int kStarts = (kRows + 2) / 3;
+  constexpr int64_t kPairBytes = 2 * Multiply::kBytes;
+  const Codes codes;
+  const CodedPanel& panel = *call.coded;
+  const std::byte* line = call.panel + panel.codes;
+  const std::byte* scale_at = call.panel + panel.scales;
+  const int64_t stride = call.x_stride;
+  const std::byte* start[kStarts];
+  for (int i = 0; i < kStarts; ++i)
+    start[i] = call.x + (row + 3 * i) * stride;
+  __m512 sums[kRows][2];
+#pragma GCC unroll 12
+  for (auto& sum : sums)
+    sum[0] = sum[1] = _mm512_setzero_ps();
+  const std::byte* end = line + call.k / (2 * Codes::kPairs) * 128;
+  const int64_t group_bytes = panel.format.group / (2 * Codes::kPairs) * 128;
+  while (line != end) {
+    const __m512i gate_scales = codes.scales_of(scale_at);
+    const __m512i up_scales = codes.scales_of(scale_at + 16);
+    scale_at += panel.scale_bytes;
+    const std::byte* group_end = end - line < group_bytes ? end : line + group_bytes;
+#pragma GCC unroll 1
+    for (; line != group_end; line += 128) {
+      const auto gate = codes.load(line);
+      const auto up = codes.load(line + 64);
+      Multiply::template add<kRows>(sums, start, 0, stride,
+                                    codes.template scaled_pair<0>(gate, gate_scales),
+                                    codes.template scaled_pair<0>(up, up_scales));
+      Multiply::template add<kRows>(sums, start, kPairBytes, stride,
+                                    codes.template scaled_pair<1>(gate, gate_scales),
+                                    codes.template scaled_pair<1>(up, up_scales));
+      Multiply::template add<kRows>(sums, start, 2 * kPairBytes, stride,
+                                    codes.template scaled_pair<2>(gate, gate_scales),
+                                    codes.template scaled_pair<2>(up, up_scales));
+      Multiply::template add<kRows>(sums, start, 3 * kPairBytes, stride,
+                                    codes.template scaled_pair<3>(gate, gate_scales),
+                                    codes.template scaled_pair<3>(up, up_scales));
+#pragma GCC unroll 4
+      for (int i = 0; i < kStarts; ++i)
+        start[i] += Codes::kPairs * kPairBytes;
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_store_ps(call.c + (row + r) * 32, sums[r][0]);
+    _mm512_store_ps(call.c + (row + r) * 32 + 16, sums[r][1]);
+  }
+}
+
+template <typename Multiply, typename Codes, int kRows>
+void any_block(const PanelGemm& call, int64_t row) {
+  if constexpr (Codes::kFolds) {
+    folded_block<Multiply, Codes, kRows>(call, row);
+  } else {
+    coded_block<Multiply, Codes, kRows>(call, row);
+  }
+}
+
 template <typename Multiply, typename Codes>
 void coded_gemm(const PanelGemm& call) {
   using Block = void (*)(const PanelGemm&, int64_t);
   static constexpr Block kBlocks[kMaxCodedBlock] = {
-      coded_block<Multiply, Codes, 1>,  coded_block<Multiply, Codes, 2>,
-      coded_block<Multiply, Codes, 3>,  coded_block<Multiply, Codes, 4>,
-      coded_block<Multiply, Codes, 5>,  coded_block<Multiply, Codes, 6>,
-      coded_block<Multiply, Codes, 7>,  coded_block<Multiply, Codes, 8>,
-      coded_block<Multiply, Codes, 9>,  coded_block<Multiply, Codes, 10>,
-      coded_block<Multiply, Codes, 11>, coded_block<Multiply, Codes, 12>};
+      any_block<Multiply, Codes, 1>,  any_block<Multiply, Codes, 2>,
+      any_block<Multiply, Codes, 3>,  any_block<Multiply, Codes, 4>,
+      any_block<Multiply, Codes, 5>,  any_block<Multiply, Codes, 6>,
+      any_block<Multiply, Codes, 7>,  any_block<Multiply, Codes, 8>,
+      any_block<Multiply, Codes, 9>,  any_block<Multiply, Codes, 10>,
+      any_block<Multiply, Codes, 11>, any_block<Multiply, Codes, 12>};
   int64_t blocks = (call.num_rows + kMaxCodedBlock - 1) / kMaxCodedBlock;
   for (int64_t row = 0; row < call.num_rows; --blocks) {
     const int64_t rows = (call.num_rows - row + blocks - 1) / blocks;

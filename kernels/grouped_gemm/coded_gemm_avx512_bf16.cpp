@@ -31,6 +31,10 @@ void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept {
   coded_gemm<DotMultiply, E2M1Codes>(call);
 }
 
+void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept {
+  coded_gemm<DotMultiply, FoldedE2M1Codes>(call);
+}
+
 void dequantize_bf16(const DequantizePanel& call) noexcept { dequantize<StoreBF16>(call); }
 
 }  // namespace gantry::avx512

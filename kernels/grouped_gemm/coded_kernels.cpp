@@ -10,23 +10,27 @@ namespace {
 constexpr auto kF32Rows = ActivationDType::kF32;
 constexpr auto kBF16Rows = ActivationDType::kBF16;
 
-// Best first. max_rows: see bench/panel_gemm_bench.
+constexpr int64_t kNoBound = std::numeric_limits<int64_t>::max();
+
+// Best first. max_rows: bench/coded_panel_bench on Zen 4.
 constexpr CodedGemmKernel kCoded[] = {
-    {"e4m3_avx512_dot_12x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, kBF16Rows, 24,
-     avx512::panel_gemm_e4m3_dot},
-    {"int8_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt8, kBF16Rows, 24,
-     avx512::panel_gemm_int8_dot},
-    {"int4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt4, kBF16Rows, 24,
-     avx512::panel_gemm_int4_dot},
-    {"e2m1_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, kBF16Rows, 24,
-     avx512::panel_gemm_e2m1_dot},
-    {"e4m3_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE4M3, kF32Rows, 24,
+    {"e4m3_avx512_dot_12x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows,
+     16, avx512::panel_gemm_e4m3_dot},
+    {"int8_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt8, ScaleType::kNone, kBF16Rows,
+     16, avx512::panel_gemm_int8_dot},
+    {"int4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt4, ScaleType::kNone, kBF16Rows,
+     16, avx512::panel_gemm_int4_dot},
+    {"e2m1_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kNone, kBF16Rows,
+     5, avx512::panel_gemm_e2m1_dot},
+    {"mxfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE8M0, kBF16Rows,
+     kNoBound, avx512::panel_gemm_mxfp4_dot},
+    {"e4m3_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE4M3, ScaleType::kNone, kF32Rows, 24,
      avx512::panel_gemm_e4m3},
-    {"int8_avx512_fma_12x32", Isa::kAvx512, WeightElement::kInt8, kF32Rows, 24,
+    {"int8_avx512_fma_12x32", Isa::kAvx512, WeightElement::kInt8, ScaleType::kNone, kF32Rows, 24,
      avx512::panel_gemm_int8},
-    {"int4_avx512_fma_12x32", Isa::kAvx512, WeightElement::kInt4, kF32Rows, 24,
+    {"int4_avx512_fma_12x32", Isa::kAvx512, WeightElement::kInt4, ScaleType::kNone, kF32Rows, 24,
      avx512::panel_gemm_int4},
-    {"e2m1_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE2M1, kF32Rows, 24,
+    {"e2m1_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE2M1, ScaleType::kNone, kF32Rows, 24,
      avx512::panel_gemm_e2m1},
 };
 
@@ -36,6 +40,28 @@ constexpr PanelDequantizer kDequantizers[] = {
     {"dequantize_bf16_scalar", Isa::kScalar, DType::kBF16, scalar::dequantize_bf16},
     {"dequantize_f32_scalar", Isa::kScalar, DType::kF32, scalar::dequantize_f32},
 };
+
+void select_coded(const KernelRequest& request, const WeightFormat& format,
+                  MatrixKernels& kernels) {
+  size_t count = 0;
+  int64_t covered = 0;
+  for (const CodedGemmKernel& coded : kCoded) {
+    if (coded.element != format.element || coded.rows != kernels.gemm->rows ||
+        !request.isas.contains(coded.isa) ||
+        (coded.scale != ScaleType::kNone && coded.scale != format.scale)) {
+      continue;
+    }
+    const bool wide = !format.grouped() || format.group >= kWideGroup;
+    const int64_t rows = wide ? kNoBound : coded.max_rows;
+    if (rows <= covered) continue;
+    if (request.batch_invariant) {  // the one way that serves the most rows
+      kernels.coded[0] = {&coded, kNoBound};
+    } else if (count < kernels.coded.size()) {
+      kernels.coded[count++] = {&coded, rows};
+    }
+    covered = rows;
+  }
+}
 
 }  // namespace
 
@@ -62,24 +88,23 @@ MatrixKernels select_matrix_kernels(const KernelRequest& request, const WeightFo
   }
   GANTRY_CHECK(kernels.dequantize != nullptr, ErrorCode::kUnsupported,
                "nothing decodes to {} on {}", to_string(plain.weights), to_string(request.isas));
-  for (const CodedGemmKernel& coded : kCoded) {
-    if (coded.element != format.element || coded.rows != kernels.gemm->rows ||
-        !request.isas.contains(coded.isa)) {
-      continue;
-    }
-    kernels.coded = &coded;
-    kernels.coded_rows =
-        request.batch_invariant ? std::numeric_limits<int64_t>::max() : coded.max_rows;
-    break;
-  }
+  select_coded(request, format, kernels);
   return kernels;
 }
 
 std::string to_string(const MatrixKernels& kernels) {
   if (kernels.dequantize == nullptr) return std::string(kernels.gemm->name);
   const std::string many = fmt::format("{} + {}", kernels.dequantize->name, kernels.gemm->name);
-  if (kernels.coded == nullptr) return many;
-  return fmt::format("{} (more than {} rows: {})", kernels.coded->name, kernels.coded_rows, many);
+  std::string text;
+  for (const MatrixKernels::Coded& way : kernels.coded) {
+    if (way.kernel == nullptr) break;
+    if (!text.empty()) text += ", ";
+    text += way.kernel->name;
+    if (way.max_rows == kNoBound) return text;
+    text += fmt::format(" to {} rows", way.max_rows);
+  }
+  if (!text.empty()) text += ", ";
+  return text + many;
 }
 
 }  // namespace gantry

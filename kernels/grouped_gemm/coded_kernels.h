@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <span>
 #include <string_view>
 
@@ -8,17 +9,22 @@
 
 namespace gantry GANTRY_API {
 
-/// A GEMM kernel that decodes a coded panel in registers: for a few rows.
+/// A GEMM kernel that decodes a coded panel in registers.
 struct CodedGemmKernel {
   std::string_view name;
   Isa isa;
   WeightElement element;
+  ScaleType scale;       ///< the one it can read; kNone: any
   ActivationDType rows;  ///< as in PanelGemmKernel
-  /// With more rows than this it is faster to decode pieces of a panel first and then run a plain
-  /// kernel over them.
+  /// With groups of less than `kWideGroup` inputs and more rows than this something else is faster:
+  /// another row of the list, or to decode pieces of a panel first and run a plain kernel on them.
   int64_t max_rows;
   void (*run)(const PanelGemm& call) noexcept;
 };
+
+/// With groups this wide the sums of groups cost little, and decoding in registers is best for any
+/// number of rows.
+inline constexpr int64_t kWideGroup = 64;
 
 /// Decodes pieces of coded panels, any format.
 struct PanelDequantizer {
@@ -37,10 +43,22 @@ std::span<const PanelDequantizer> panel_dequantizers() noexcept;
 struct MatrixKernels {
   const PanelGemmKernel* gemm = nullptr;
   const PanelDequantizer* dequantize = nullptr;  ///< null for plain matrices
-  const CodedGemmKernel* coded = nullptr;        ///< null where there is none
-  /// Most rows of an expert that `coded` multiplies. Without bound in the batch-invariant mode:
-  /// the two ways round differently.
-  int64_t coded_rows = 0;
+  /// A way to multiply up to so many rows of an expert with a coded matrix in registers.
+  struct Coded {
+    const CodedGemmKernel* kernel = nullptr;
+    int64_t max_rows = 0;
+  };
+  /// Ascending max_rows. In the batch-invariant mode one without bound, or none: different ways
+  /// round differently.
+  std::array<Coded, 2> coded{};
+
+  /// The kernel for so many rows, or null: decode first.
+  [[nodiscard]] const CodedGemmKernel* coded_for(int64_t num_rows) const noexcept {
+    for (const Coded& way : coded) {
+      if (num_rows <= way.max_rows) return way.kernel;
+    }
+    return nullptr;
+  }
 };
 
 /// The kernels for a matrix. A coded one is decoded to bf16 where a kernel multiplies that fastest

@@ -16,7 +16,8 @@ namespace {
 // ---- codes -> pairs of bf16 -------------------------------------------------------------------
 
 // A `Codes` type decodes one line: 16 lanes, kPairs pairs of k. `Line` is what is kept of a line
-// between its pairs; pair<P>(line) gives 16 lanes x (even k, odd k).
+// between its pairs; pair<P>(line) gives 16 lanes x (even k, odd k). One that folds scales gives
+// code times scale; scales_of reads a group's scales for that.
 
 __m512i nibble_table(const uint16_t (&values)[16]) {
   // vpermw looks at five bits of an index: with the table twice, the lowest bit of the next nibble
@@ -27,6 +28,7 @@ __m512i nibble_table(const uint16_t (&values)[16]) {
 
 struct NibbleCodes {
   static constexpr int kPairs = 4;
+  static constexpr bool kFolds = false;
   using Line = __m512i;
   __m512i table;
 
@@ -55,8 +57,33 @@ struct E2M1Codes : NibbleCodes {
   }
 };
 
+// FP4 with e8m0 scales up to 2^100: exponents in the table are 100 too large, and 227 - scale is
+// taken off. Saturation keeps zeros zero (and makes weights below 2^-126 zero).
+struct FoldedE2M1Codes : NibbleCodes {
+  static constexpr bool kFolds = true;
+
+  FoldedE2M1Codes() {
+    static constexpr uint16_t kValues[16] = {0x0000, 0x7100, 0x7180, 0x71c0, 0x7200, 0x7240,
+                                             0x7280, 0x72c0, 0x0000, 0xf100, 0xf180, 0xf1c0,
+                                             0xf200, 0xf240, 0xf280, 0xf2c0};
+    table = nibble_table(kValues);
+  }
+  // What pair() subtracts, for 16 lanes.
+  static __m512i scales_of(const std::byte* scales) {
+    const __m512i code =
+        _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(scales)));
+    const __m512i one = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(227), code), 7);
+    return _mm512_or_si512(one, _mm512_slli_epi32(one, 16));
+  }
+  template <int kPair>
+  [[nodiscard]] __m512i scaled_pair(Line line, __m512i scales) const {
+    return _mm512_subs_epu16(pair<kPair>(line), scales);
+  }
+};
+
 struct E4M3Codes {
   static constexpr int kPairs = 2;
+  static constexpr bool kFolds = false;
   using Line = __m512i;
   __m512i subnormals;  // bf16 of m * 2^-9
 
@@ -86,6 +113,7 @@ struct E4M3Codes {
 
 struct Int8Codes {
   static constexpr int kPairs = 2;
+  static constexpr bool kFolds = false;
   using Line = __m512i;
 
   [[nodiscard]] Line load(const std::byte* line) const { return _mm512_load_si512(line); }

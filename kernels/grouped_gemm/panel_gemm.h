@@ -68,6 +68,7 @@ void panel_gemm_e4m3_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int8_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
+void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
 void dequantize_f32(const DequantizePanel& call) noexcept;
 void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace avx512
