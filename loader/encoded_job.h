@@ -14,8 +14,8 @@
 
 namespace gantry {
 
-/// One quantized matrix of one expert, decoded to f32 and packed into every slot that holds it.
-/// Internal.
+/// One quantized matrix of one expert (-1: of the shared experts), decoded to f32 and packed into
+/// every slot that holds it. Internal.
 struct EncodedJob {
   int expert = -1;
   Part part = Part::kW1;

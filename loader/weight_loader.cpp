@@ -105,6 +105,11 @@ class SmallTensorReader {
 };
 
 // Quantized matrices are decoded to f32: slots of the reference path hold exact values.
+DType shared_dtype(const LayerTensors& tensors) {
+  if (tensors.has_encoded_shared()) return DType::kF32;
+  return tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype;
+}
+
 DType expert_dtype(const LayerTensors& tensors) {
   if (tensors.has_encoded_experts()) return DType::kF32;
   return tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
@@ -160,9 +165,8 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
     const Slice shared =
         split_evenly(spec.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
     weights.shared_layout =
-        SlotLayout::create(tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype,
-                           is_gated(spec.shared.activation.kind), tensors.shared_bias,
-                           shared.size(), spec.hidden_size);
+        SlotLayout::create(shared_dtype(tensors), is_gated(spec.shared.activation.kind),
+                           tensors.shared_bias, shared.size(), spec.hidden_size);
     if (with_memory) {
       weights.shared = ByteBuffer(static_cast<size_t>(weights.shared_layout.stride_bytes));
     }

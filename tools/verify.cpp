@@ -114,7 +114,7 @@ int run_verify(const VerifyOptions& options) {
                           config.family->name, config.layers.size(), config.num_layers));
   if (config.quant) {
     output.text(
-        fmt::format("quantized: {}, decoded to f32 (the reference path)", config.quant->method));
+        fmt::format("quantized: {}, decoded to f32 (the reference path)", config.quant->methods()));
     if (options.activations == "scheme") {
       model.report().note(
           "activations: what the scheme says about quantizing activations is not "

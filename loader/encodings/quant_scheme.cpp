@@ -5,9 +5,11 @@
 #include <cctype>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "kernels/base/check.h"
 #include "loader/config_reader.h"
+#include "loader/encodings/quant_scheme_reader.h"
 #include "loader/strict_json.h"
 
 // One reader a quant_method. What they share is little: each exporter has its own words.
@@ -55,7 +57,7 @@ void read_gptq(const ConfigReader& config, QuantScheme& scheme) {
   read_group(config, {"group_size"}, scheme);
   scheme.symmetric = config.bool_or({"sym"}, true);
   scheme.act_order = config.bool_or({"desc_act"}, false);
-  const std::string format = config.string_or({"checkpoint_format"}, "gptq");
+  const std::string format = config.string_or({"checkpoint_format", "format"}, "gptq");
   GANTRY_CHECK(format == "gptq" || format == "gptq_v2" || format == "gemm", ErrorCode::kUnsupported,
                "{}: GPTQ checkpoint_format '{}': expected gptq or gptq_v2", config.source(),
                format);
@@ -101,7 +103,7 @@ void read_compressed_tensors(const ConfigReader& config, const nlohmann::json& o
   GANTRY_CHECK(groups != object.end() && groups->is_object() && !groups->empty(),
                ErrorCode::kFormat, "{}: compressed-tensors without config_groups", config.source());
   GANTRY_CHECK(groups->size() == 1, ErrorCode::kUnsupported,
-               "{}: {} config groups: mixed precision cannot be read yet", config.source(),
+               "{}: {} config groups: which one applies depends on the module", config.source(),
                groups->size());
   GANTRY_CHECK(groups->begin()->is_object(), ErrorCode::kFormat,
                "{}: config_groups: expected objects", config.source());
@@ -178,23 +180,26 @@ void read_quark(const ConfigReader& config, QuantScheme& scheme) {
 
 }  // namespace
 
-std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
-                                             const std::string& source) {
-  const nlohmann::json root = parse_strict_json(config_text, source);
-  const nlohmann::json* object = nullptr;
-  if (root.is_object()) {
-    if (const auto found = root.find("quantization_config"); found != root.end()) {
-      object = &*found;
-    } else if (const auto text = root.find("text_config");
-               text != root.end() && text->is_object()) {
-      const auto nested = text->find("quantization_config");
-      if (nested != text->end()) object = &*nested;
-    }
+QuantObject find_quant_object(const nlohmann::json& root, const std::string& source) {
+  QuantObject found;
+  if (!root.is_object()) return found;
+  const auto look_in = [&](const nlohmann::json& parent, std::vector<std::string> path) {
+    const auto object = parent.find("quantization_config");
+    if (object == parent.end() || object->is_null() || found.object != nullptr) return;
+    path.emplace_back("quantization_config");
+    found = {&*object, std::move(path)};
+  };
+  look_in(root, {});
+  if (const auto text = root.find("text_config"); text != root.end() && text->is_object()) {
+    look_in(*text, {"text_config"});
   }
-  if (object == nullptr || object->is_null()) return std::nullopt;
-  GANTRY_CHECK(object->is_object(), ErrorCode::kFormat,
+  GANTRY_CHECK(found.object == nullptr || found.object->is_object(), ErrorCode::kFormat,
                "{}: quantization_config: expected an object", source);
-  const ConfigReader config(*object, source);
+  return found;
+}
+
+QuantScheme read_scheme(const nlohmann::json& object, const std::string& source) {
+  const ConfigReader config(object, source);
   QuantScheme scheme;
   scheme.method = config.string_or({"quant_method"}, "");
   const std::string method = scheme.method;
@@ -207,7 +212,7 @@ std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
   } else if (method == "auto-round") {
     read_auto_round(config, scheme);
   } else if (method == "compressed-tensors") {
-    read_compressed_tensors(config, *object, scheme);
+    read_compressed_tensors(config, object, scheme);
   } else if (method == "modelopt") {
     read_modelopt(config, scheme);
   } else if (method == "quark") {
@@ -221,6 +226,49 @@ std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
     scheme.grid = ScaleGrid::kChannel;
   }
   return scheme;
+}
+
+bool reads_weights_alike(const QuantScheme& a, const QuantScheme& b) noexcept {
+  const auto fields = [](const QuantScheme& s) {
+    return std::tie(s.int_packing, s.bits, s.symmetric, s.zero_minus_one, s.act_order, s.grid,
+                    s.block_rows, s.block_cols, s.group_size);
+  };
+  return fields(a) == fields(b);
+}
+
+std::string describe(const QuantScheme& scheme) {
+  std::string text = scheme.method;
+  if (scheme.bits > 0) text += fmt::format(", {} bits", scheme.bits);
+  switch (scheme.grid) {
+    case ScaleGrid::kTensor:
+      text += ", one scale";
+      break;
+    case ScaleGrid::kChannel:
+      text += ", a scale a row";
+      break;
+    case ScaleGrid::kBlock:
+      text += fmt::format(", blocks of {} x {}", scheme.block_rows, scheme.block_cols);
+      break;
+    case ScaleGrid::kGroup:
+      text += scheme.group_size > 0 ? fmt::format(", groups of {}", scheme.group_size)
+                                    : std::string(", one group a row");
+      break;
+  }
+  if (!scheme.symmetric) text += ", asymmetric";
+  if (scheme.act_order) text += ", activation order";
+  if (scheme.int_packing == IntPacking::kGptq && scheme.method.starts_with("gptq") &&
+      !scheme.zero_minus_one) {
+    text += ", format v2";
+  }
+  return text;
+}
+
+std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
+                                             const std::string& source) {
+  const nlohmann::json root = parse_strict_json(config_text, source);
+  const QuantObject found = find_quant_object(root, source);
+  if (found.object == nullptr) return std::nullopt;
+  return read_scheme(*found.object, source);
 }
 
 }  // namespace gantry
