@@ -24,6 +24,12 @@ void append(std::string& method, const std::string& detail) {
   method += detail;
 }
 
+std::string upper(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return text;
+}
+
 int read_bits(const ConfigReader& config, ConfigReader::Keys keys) {
   return static_cast<int>(config.require_int(keys, 1, 8));
 }
@@ -69,6 +75,10 @@ void read_awq(const ConfigReader& config, QuantScheme& scheme) {
   scheme.bits = read_bits(config, {"bits", "w_bit"});
   read_group(config, {"group_size", "q_group_size"}, scheme);
   scheme.symmetric = !config.bool_or({"zero_point"}, true);
+  // Other versions arrange the words differently, which a square matrix would not show.
+  const std::string version = upper(config.string_or({"version"}, "gemm"));
+  GANTRY_CHECK(version == "GEMM", ErrorCode::kUnsupported, "{}: AWQ version '{}': expected gemm",
+               config.source(), version);
 }
 
 void read_fp8(const ConfigReader& config, QuantScheme& scheme) {
@@ -132,8 +142,7 @@ void read_compressed_tensors(const ConfigReader& config, const nlohmann::json& o
 void read_modelopt(const ConfigReader& config, QuantScheme& scheme) {
   std::string algorithm = config.string_or({"quant_algo"}, "");
   append(scheme.method, algorithm);
-  std::transform(algorithm.begin(), algorithm.end(), algorithm.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  algorithm = upper(std::move(algorithm));
   struct Row {
     std::string_view algorithm;
     ScaleGrid grid;

@@ -281,6 +281,16 @@ TEST(MixedQuantTest, TheWrongSchemeForATensorIsAFinding) {
   EXPECT_NE(loaded.problem.find("experts.1"), std::string::npos) << loaded.problem;
 }
 
+TEST(MixedQuantTest, BlocksThatReachFromGateIntoUpAreAFinding) {
+  MutableCheckpoint checkpoint = golden("hf_fp8-block-fused");
+  json quantization = quantization_of(checkpoint);
+  quantization["weight_block_size"] = {96, 128};
+  set_quantization(checkpoint, quantization);
+  const std::string problem = load(checkpoint).problem;
+  EXPECT_NE(problem.find("blocks of 96 rows reach across gate and up"), std::string::npos)
+      << problem;
+}
+
 // ---- experts that are not quantized --------------------------------------------------------
 
 // bf16 matrices of expert 1: values that bf16 holds.
