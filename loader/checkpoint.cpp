@@ -37,6 +37,17 @@ std::string read_config(const std::filesystem::path& directory) {
   return text;
 }
 
+std::vector<QuantSidecar> read_quant_sidecars(const std::filesystem::path& directory) {
+  std::vector<QuantSidecar> sidecars;
+  std::error_code error;
+  for (const std::string_view name : quant_sidecar_names()) {
+    if (!std::filesystem::exists(directory / name, error)) continue;
+    const auto path = resolve_inside(directory, name);
+    sidecars.push_back({std::string(name), read_text_file(path, kMaxConfigBytes)});
+  }
+  return sidecars;
+}
+
 std::optional<SafetensorsIndex> read_index(const CheckpointDirectory& listing) {
   if (!listing.index) return std::nullopt;
   const auto path = resolve_inside(listing.path, *listing.index);
@@ -141,6 +152,7 @@ Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
   Checkpoint checkpoint;
   checkpoint.directory_ = directory;
   checkpoint.config_text_ = read_config(directory);
+  checkpoint.quant_sidecars_ = read_quant_sidecars(directory);
   const auto index = read_index(listing);
   for (const std::string& shard : choose_shards(listing, index)) {
     checkpoint.files_.emplace_back(resolve_inside(directory, shard));
@@ -163,6 +175,7 @@ Checkpoint Checkpoint::open_names_only(const std::filesystem::path& directory) {
   Checkpoint checkpoint;
   checkpoint.directory_ = directory;
   checkpoint.config_text_ = read_config(directory);
+  checkpoint.quant_sidecars_ = read_quant_sidecars(directory);
   checkpoint.names_only_ = true;
   std::vector<std::string> names;
   if (const auto index = read_index(listing)) {

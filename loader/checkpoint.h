@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/base/export.h"
+#include "loader/encodings/quant_config.h"
 #include "loader/safetensors.h"
 
 namespace gantry GANTRY_API {
@@ -41,6 +42,10 @@ class Checkpoint {
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
   /// Text of config.json.
   [[nodiscard]] const std::string& config_text() const noexcept { return config_text_; }
+  /// The files beside config.json that may say how it is quantized; not parsed.
+  [[nodiscard]] const std::vector<QuantSidecar>& quant_sidecars() const noexcept {
+    return quant_sidecars_;
+  }
   /// All tensors by name.
   [[nodiscard]] const std::map<std::string, CheckpointTensor, std::less<>>& tensors()
       const noexcept {
@@ -57,6 +62,7 @@ class Checkpoint {
  private:
   std::filesystem::path directory_;
   std::string config_text_;
+  std::vector<QuantSidecar> quant_sidecars_;
   std::map<std::string, CheckpointTensor, std::less<>> tensors_;
   std::vector<SafetensorsFile> files_;
   bool names_only_ = false;

@@ -9,6 +9,7 @@
 #include "kernels/grouped_gemm/pack_codes.h"
 #include "loader/encodings/encoded_matrix.h"
 #include "loader/encodings/scale_grid.h"
+#include "loader/expected_tensors.h"
 #include "loader/read_job.h"
 #include "loader/tensor_geometry.h"
 
@@ -21,7 +22,8 @@ std::string_view suffix_of(const TensorSource& source) {
 
 int64_t bytes_of(const TensorSource& source) {
   const TensorInfo& info = source.tensor->info;
-  const bool per_expert = source.ref.expert >= 0 || info.shape.empty() || info.shape[0] == 0;
+  const bool per_expert = source.ref.expert >= 0 || !is_expert_part(source.ref.part) ||
+                          info.shape.empty() || info.shape[0] == 0;
   return info.num_bytes() / (per_expert ? 1 : info.shape[0]);
 }
 
@@ -38,7 +40,7 @@ class TensorReader {
     EncodedTensor tensor{source.name, info.dtype, info.shape, nullptr};
     std::vector<std::byte> bytes(static_cast<size_t>(bytes_of(source)));
     int64_t begin = info.begin;
-    if (source.ref.expert < 0) {
+    if (source.ref.expert < 0 && is_expert_part(source.ref.part)) {
       const TensorPattern& pattern = family_.tensors[static_cast<size_t>(source.ref.pattern)];
       GANTRY_CHECK(pattern.stacking == Stacking::kStacked3d && info.shape.size() >= 2 &&
                        info.shape[0] == layer_.num_experts,
@@ -52,7 +54,7 @@ class TensorReader {
     checkpoint_.files()[static_cast<size_t>(source.tensor->file)].read(
         begin, bytes.data(), static_cast<int64_t>(bytes.size()));
     bytes_read += static_cast<int64_t>(bytes.size());
-    if (source.ref.expert < 0) take_half(source, tensor, bytes);
+    take_half(source, tensor, bytes);
     memory_.push_back(std::move(bytes));
     tensor.data = memory_.back().data();
     return tensor;
@@ -68,13 +70,15 @@ class TensorReader {
 
   void take_half(const TensorSource& source, EncodedTensor& tensor, std::vector<std::byte>& bytes) {
     const TensorPattern& pattern = family_.tensors[static_cast<size_t>(source.ref.pattern)];
-    if (pattern.part != Part::kW13) return;
+    const bool holds_both = pattern.part == Part::kW13 || pattern.part == Part::kSharedW13;
+    if (!holds_both || tensor.num_elements() == 1) return;  // one scale is that of both
     const int64_t rows = tensor.shape[0];
     GANTRY_CHECK(rows > 0 && rows % 2 == 0, ErrorCode::kFormat, "{}: {} rows for gate and up",
                  source.name, rows);
     const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
+    const bool is_gate = job_.part == Part::kW1 || job_.part == Part::kSharedW1;
     const bool interleaved = pattern.gate_up == GateUp::kInterleaved;
-    const auto first = static_cast<size_t>(job_.part == Part::kW1 ? 0 : interleaved ? 1 : rows / 2);
+    const auto first = static_cast<size_t>(is_gate ? 0 : interleaved ? 1 : rows / 2);
     std::vector<std::byte> half(bytes.size() / 2);
     for (size_t r = 0; r < static_cast<size_t>(rows / 2); ++r) {
       const size_t from = first + r * (interleaved ? 2 : 1);
@@ -117,6 +121,16 @@ bool has_activation_order(const Checkpoint& checkpoint, const LayerTensors& tens
     if (!std::is_sorted(groups.begin(), groups.end())) return true;
   }
   return false;
+}
+
+// Where gate and up share a tensor, a block of scales must not reach from one into the other.
+void check_no_shared_blocks(const QuantScheme& scheme, const TensorSource& source,
+                            const FamilySpec& family, const MatrixSize& size) {
+  const TensorPattern& pattern = family.tensors[static_cast<size_t>(source.ref.pattern)];
+  if (scheme.grid != ScaleGrid::kBlock || pattern.gate_up == GateUp::kSeparate) return;
+  GANTRY_CHECK(pattern.gate_up == GateUp::kConcatenated && size.out % scheme.block_rows == 0,
+               ErrorCode::kUnsupported, "{}: blocks of {} rows reach across gate and up of {} rows",
+               source.name, scheme.block_rows, size.out);
 }
 
 // A multiplier of the projection's input is one of the matrix' columns.
@@ -221,16 +235,13 @@ std::vector<const TensorSource*> encoded_sources(const LayerTensors& tensors, in
   if (const TensorSource* weight = tensors.expert_source(expert, part, TensorKind::kWeight)) {
     sources.push_back(weight);
   }
-  const auto& encoded =
-      tensors.experts[static_cast<size_t>(expert)].encoded[expert_part_index(part)];
+  const auto& encoded = tensors.matrices(expert).encoded[expert_part_index(part)];
   for (const auto& [suffix, source] : encoded)
     sources.push_back(source);
   return sources;
 }
 
-ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeModelConfig& config,
-                             const MoeLayerSpec& layer, const LayerTensors& tensors,
-                             const Slice& intermediate) {
+ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeLayerSpec& layer, const LayerTensors& tensors, const Slice& intermediate) {
   ExpertFormats formats;
   for (int expert = 0; expert < layer.num_experts; ++expert) {
     for (const Part part : kExpertParts) {
@@ -238,10 +249,11 @@ ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeModelConfig&
       const auto decodes = [&](std::string_view why) {
         return ExpertFormats{{}, {}, fmt::format("expert {} {}: {}", expert, to_string(part), why)};
       };
-      if (!tensors.is_encoded(expert, part)) return decodes("is not quantized");
+      const QuantScheme* scheme = tensors.matrices(expert).schemes[expert_part_index(part)];
+      if (scheme == nullptr) return decodes("is not quantized");
       std::optional<WeightFormat> found;
       try {
-        found = coded_format(*config.quant, describe(tensors, layer, expert, part));
+        found = coded_format(*scheme, describe(tensors, layer, expert, part));
       } catch (const Error& error) {  // the load reports it with all that belongs to it
         return decodes(error.what());
       }
@@ -287,14 +299,16 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
   try {
     for (const TensorSource* source : sources)
       matrix.tensors.emplace(suffix_of(*source), reader.read(*source));
-    const Encoding& encoding = find_encoding(*config.quant, matrix);
+    const QuantScheme& scheme = *tensors.matrices(job.expert).schemes[expert_part_index(job.part)];
+    for (const TensorSource* source : sources)
+      check_no_shared_blocks(scheme, *source, *config.family, matrix.size);
     if (job.target.panels->format.coded()) {
-      const CodedMatrix coded = encoding.code(*config.quant, matrix);
+      const CodedMatrix coded = find_encoding(scheme, matrix).code(scheme, matrix);
       const int64_t bad = find_non_finite(coded);
       check_finite(bad, "NaN or infinite");
       if (bad < 0) pack_shard(coded, job);
     } else {
-      std::vector<float> decoded = decode_matrix(*config.quant, matrix);
+      std::vector<float> decoded = decode_matrix(scheme, matrix);
       fold_input_scale(matrix, decoded);
       const int64_t bad =
           find_non_finite(decoded.data(), DType::kF32, static_cast<int64_t>(decoded.size()));

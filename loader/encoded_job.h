@@ -15,8 +15,8 @@
 
 namespace gantry {
 
-/// One quantized matrix of one expert: read, brought into the slot's format (codes and scales, or
-/// f32) and packed into every slot that holds it. Internal.
+/// One quantized matrix of one expert (-1: of the shared experts): read, brought into the slot's
+/// format (codes and scales, or f32) and packed into every slot that holds it. Internal.
 struct EncodedJob {
   int expert = -1;
   Part part = Part::kW1;
@@ -43,9 +43,8 @@ struct ExpertFormats {
 
 /// What the tensors allow: every expert, gate and up in one format, and w2 cut at `intermediate`.
 /// Reads the activation orders (g_idx), which decide too.
-ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeModelConfig& config,
-                             const MoeLayerSpec& layer, const LayerTensors& tensors,
-                             const Slice& intermediate);
+ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeLayerSpec& layer,
+                             const LayerTensors& tensors, const Slice& intermediate);
 
 /// Bytes that a job reads: its expert's part of each tensor.
 int64_t encoded_bytes(const LayerTensors& tensors, int expert, Part part);

@@ -31,6 +31,12 @@ bool is_shared_part(Part part) noexcept {
          part == Part::kSharedW13;
 }
 
+Part shared_part(Part part) noexcept {
+  return part == Part::kW1   ? Part::kSharedW1
+         : part == Part::kW3 ? Part::kSharedW3
+                             : Part::kSharedW2;
+}
+
 std::vector<Part> provided_parts(Part part) {
   if (part == Part::kW13) return {Part::kW1, Part::kW3};
   if (part == Part::kSharedW13) return {Part::kSharedW1, Part::kSharedW3};

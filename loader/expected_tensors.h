@@ -15,6 +15,9 @@ std::vector<std::pair<Part, TensorKind>> required_singles(const MoeLayerSpec& la
 
 /// True for the parts of shared experts.
 bool is_shared_part(Part part) noexcept;
+
+/// kSharedW1 for kW1, and so on.
+Part shared_part(Part part) noexcept;
 /// True for kW1, kW3, kW2 and kW13.
 bool is_expert_part(Part part) noexcept;
 /// The parts of a layer that a tensor of `part` provides: w13 gives w1 and w3.

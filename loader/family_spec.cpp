@@ -35,7 +35,7 @@ std::string substitute_block(std::string_view pattern, std::string_view block) {
 }
 
 // Further tensors of quantized matrices, as modules name them ("<module>.<suffix>").
-constexpr std::array<std::string_view, 22> kEncodedSuffixes = {
+constexpr std::array<std::string_view, 24> kEncodedSuffixes = {
     "qweight",
     "qzeros",
     "scales",
@@ -54,6 +54,8 @@ constexpr std::array<std::string_view, 22> kEncodedSuffixes = {
     "input_global_scale",
     "weight.absmax",
     "weight.quant_map",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
     "SCB",
     "weight_format",
     "weight.quant_state.bitsandbytes__nf4",
@@ -176,6 +178,24 @@ std::optional<int> parse_index(std::string_view text) noexcept {
     return std::nullopt;
   }
   return value;
+}
+
+std::string module_name(std::string_view name, const TensorRef& ref) {
+  const std::string_view kind =
+      ref.kind == TensorKind::kEncoded ? std::string_view(ref.suffix) : to_string(ref.kind);
+  if (name.ends_with(kind) && name.size() > kind.size() &&
+      name[name.size() - kind.size() - 1] == '.') {
+    name.remove_suffix(kind.size() + 1);
+  } else if (ref.kind == TensorKind::kEncoded) {
+    for (const auto& [word, suffix] : kParameterSuffixes) {
+      if (suffix == ref.suffix && name.ends_with(word)) name.remove_suffix(word.size());
+    }
+  }
+  std::string module(name);
+  constexpr std::string_view kAdapter = ".base_layer";
+  const size_t at = ref.base_layer ? module.find(kAdapter) : std::string::npos;
+  if (at != std::string::npos) module.erase(at, kAdapter.size());
+  return module;
 }
 
 const FamilySpec* find_family(std::string_view model_type) {

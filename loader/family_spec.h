@@ -125,6 +125,11 @@ struct TensorRef {
   friend bool operator==(const TensorRef&, const TensorRef&) = default;
 };
 
+/// The module that a tensor belongs to, as quantization configs name it: the name without
+/// ".weight", ".qweight" ..., for experts in parameters without "_blocks" ..., and without an
+/// adapter's ".base_layer".
+std::string module_name(std::string_view name, const TensorRef& ref);
+
 /// Where a name belongs.
 enum class NameClass : uint8_t {
   kMoe,        ///< a tensor of a MoE layer: `ref` says which

@@ -6,6 +6,7 @@
 
 #include "kernels/base/check.h"
 #include "loader/encoded_job.h"
+#include "loader/expected_tensors.h"
 
 // For every destination of this rank the plan finds the tensor that provides it and the strided
 // piece of it. Pieces of one expert's slab of one tensor are read together: a fused gate_up tensor
@@ -87,19 +88,19 @@ class Planner {
     }
   }
 
-  // A quantized matrix of one expert: decoded whole, then cut.
-  void add_encoded(const LayerTensors& tensors, Part part, int expert, const Slice& intermediate,
-                   const SlotLayout& layout, std::byte* slots,
+  // A quantized matrix of one expert, or (-1) of the shared experts: decoded whole, then cut.
+  void add_encoded(const LayerTensors& tensors, Part slot_part, Part part, int expert,
+                   const Slice& intermediate, const SlotLayout& layout, std::byte* slots,
                    const std::vector<int32_t>& slot_ids) {
     const PartSlice slice =
-        tp_slice(part, TensorKind::kWeight, part_size(part, layer_), intermediate);
+        tp_slice(slot_part, TensorKind::kWeight, part_size(part, layer_), intermediate);
     if (slice.out.size() == 0 || slice.in.size() == 0) return;
     EncodedJob job;
     job.expert = expert;
     job.part = part;
     job.out = slice.out;
     job.in = slice.in;
-    job.target = slot_target(layout, part, TensorKind::kWeight);
+    job.target = slot_target(layout, slot_part, TensorKind::kWeight);
     PackedLayout shard = *job.target.panels;  // as if the part stood alone
     shard.gated = false;
     shard.n = slice.out.size();
@@ -153,12 +154,6 @@ class Planner {
   int64_t bytes_owned_ = 0;
 };
 
-Part shared_part(Part part) {
-  return part == Part::kW1   ? Part::kSharedW1
-         : part == Part::kW3 ? Part::kSharedW3
-                             : Part::kSharedW2;
-}
-
 }  // namespace
 
 LoadPlan::LoadPlan() = default;
@@ -210,7 +205,7 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
       if (part == Part::kW3 && !layer.gated()) continue;
       for (const TensorKind kind : kinds(tensors.expert_bias)) {
         if (kind == TensorKind::kWeight && tensors.is_encoded(expert, part)) {
-          planner.add_encoded(tensors, part, expert, intermediate, destination.layout,
+          planner.add_encoded(tensors, part, part, expert, intermediate, destination.layout,
                               destination.slots, slots);
           continue;
         }
@@ -225,6 +220,11 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
     for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !destination.shared_layout.gated) continue;
       for (const TensorKind kind : kinds(tensors.shared_bias)) {
+        if (kind == TensorKind::kWeight && tensors.is_encoded(-1, shared_part(part))) {
+          planner.add_encoded(tensors, part, shared_part(part), -1, shared_slice,
+                              destination.shared_layout, destination.shared, {0});
+          continue;
+        }
         planner.add(*tensors.single(shared_part(part), kind), part, shared_part(part), kind, -1,
                     shared_slice, destination.shared_layout, destination.shared, {0});
       }

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "kernels/base/check.h"
+#include "kernels/base/log_format.h"
 #include "loader/config_reader.h"
 #include "loader/strict_json.h"
 
@@ -209,6 +210,31 @@ void add_notes(const ConfigReader& config, const json& root, MoeModelConfig& mod
   }
 }
 
+// config.json comes first; without a quantization_config in it, the first sidecar does.
+void read_quantization(const std::string& text, const std::string& source,
+                       const std::vector<QuantSidecar>& sidecars, MoeModelConfig& model) {
+  model.quant = read_quant_config(text, source);
+  for (const QuantSidecar& sidecar : sidecars) {
+    if (!model.quant) {
+      model.quant = read_quant_sidecar(sidecar, sidecar.name);
+      model.notes.push_back(
+          fmt::format("{} has no quantization_config: it is read from {}", source, sidecar.name));
+      continue;
+    }
+    try {
+      model.other_quant.push_back(read_quant_sidecar(sidecar, sidecar.name));
+    } catch (const Error& error) {
+      model.notes.push_back(fmt::format("{} cannot be read and is not compared with {}: {}",
+                                        sidecar.name, model.quant->source(), error.what()));
+    }
+  }
+  if (!model.quant) return;
+  log(LogLevel::kInfo, "quantization {} read from {}", model.quant->methods(),
+      model.quant->source());
+  for (const std::string& note : model.quant->notes())
+    model.notes.push_back(note);
+}
+
 }  // namespace
 
 const MoeLayerSpec* MoeModelConfig::find_layer(int layer) const noexcept {
@@ -218,7 +244,8 @@ const MoeLayerSpec* MoeModelConfig::find_layer(int layer) const noexcept {
   return found == layers.end() || found->layer != layer ? nullptr : &*found;
 }
 
-MoeModelConfig read_moe_config(const std::string& text, const std::string& source) {
+MoeModelConfig read_moe_config(const std::string& text, const std::string& source,
+                               const std::vector<QuantSidecar>& sidecars) {
   const json root = parse_strict_json(text, source);
   GANTRY_CHECK(root.is_object(), ErrorCode::kFormat, "{}: expected a JSON object", source);
   const std::optional<Decoder> decoder = find_decoder(root, 0);
@@ -237,8 +264,8 @@ MoeModelConfig read_moe_config(const std::string& text, const std::string& sourc
   model.num_layers = count_layers(config);
   model.declared_dtype = parse_torch_dtype(config.string_or(
       {"dtype", "torch_dtype"}, root_reader.string_or({"dtype", "torch_dtype"}, "")));
-  model.quant = read_quant_scheme(text, source);
   add_notes(config, root, model);
+  read_quantization(text, source, sidecars, model);
 
   const LayerRule rule(config, decoder->model_type);
   int64_t num_experts = 0;

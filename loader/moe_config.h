@@ -9,7 +9,7 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/export.h"
 #include "kernels/topk/topk_routing.h"
-#include "loader/encodings/quant_scheme.h"
+#include "loader/encodings/quant_config.h"
 #include "loader/family_spec.h"
 
 namespace gantry GANTRY_API {
@@ -61,7 +61,9 @@ struct MoeModelConfig {
   std::vector<MoeLayerSpec> layers;  ///< the MoE layers, ascending
   int num_mtp_layers = 0;            ///< multi-token prediction layers after the stack: not loaded
   std::optional<DType> declared_dtype;
-  std::optional<QuantScheme> quant;  ///< how quantized matrices are to be read
+  std::optional<QuantConfig> quant;  ///< how quantized matrices are to be read
+  /// What other files of the checkpoint say about the same; they must not contradict `quant`.
+  std::vector<QuantConfig> other_quant;
   std::vector<std::string> notes;
 
   /// The spec of a decoder layer, or null if it is not a MoE layer.
@@ -70,9 +72,12 @@ struct MoeModelConfig {
 
 /// Reads the text of a config.json.
 /// @param source name used in messages
+/// @param sidecars files beside it that may hold the quantization config; one that cannot be read
+///        is an error only if config.json has none, else a note
 /// @throws Error kFormat if the text is not valid JSON or a key is missing, has another type than
 ///         expected or an impossible value (the message names the key)
 /// @throws Error kUnsupported if no family serves the model_type
-MoeModelConfig read_moe_config(const std::string& text, const std::string& source);
+MoeModelConfig read_moe_config(const std::string& text, const std::string& source,
+                               const std::vector<QuantSidecar>& sidecars = {});
 
 }  // namespace gantry

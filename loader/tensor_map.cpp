@@ -6,6 +6,7 @@
 
 #include "kernels/base/check.h"
 #include "loader/expected_tensors.h"
+#include "loader/layer_schemes.h"
 #include "loader/tensor_geometry.h"
 
 // Two passes: every name is parsed and put where it belongs; then every layer is compared with what
@@ -24,18 +25,21 @@ bool may_have_bias(Part part) {
 
 size_t expert_part_index(Part part) {
   const auto* found = std::find(kExpertParts.begin(), kExpertParts.end(), part);
+  if (found == kExpertParts.end()) {
+    found = std::find_if(kExpertParts.begin(), kExpertParts.end(),
+                         [&](Part routed) { return shared_part(routed) == part; });
+  }
   GANTRY_CHECK(found != kExpertParts.end(), ErrorCode::kInternal, "{} is not an expert part",
                to_string(part));
   return static_cast<size_t>(found - kExpertParts.begin());
 }
 
 const TensorSource* LayerTensors::expert_source(int expert, Part part, TensorKind kind) const {
-  return experts[static_cast<size_t>(expert)]
-      .parts[expert_part_index(part)][static_cast<size_t>(kind)];
+  return matrices(expert).parts[expert_part_index(part)][static_cast<size_t>(kind)];
 }
 
 bool LayerTensors::is_encoded(int expert, Part part) const {
-  const Expert& tensors = experts[static_cast<size_t>(expert)];
+  const Expert& tensors = matrices(expert);
   const size_t index = expert_part_index(part);
   if (!tensors.encoded[index].empty()) return true;
   const TensorSource* weight = tensors.parts[index][0];
@@ -50,6 +54,20 @@ bool LayerTensors::has_encoded_experts() const {
     }
   }
   return false;
+}
+
+bool LayerTensors::has_encoded_shared() const {
+  return std::any_of(kExpertParts.begin(), kExpertParts.end(),
+                     [&](Part part) { return is_encoded(-1, shared_part(part)); });
+}
+
+const TensorSource* LayerTensors::any_source(int expert, Part part) const {
+  const Expert& tensors = matrices(expert);
+  const size_t index = expert_part_index(part);
+  if (tensors.parts[index][0] != nullptr || tensors.encoded[index].empty()) {
+    return tensors.parts[index][0];
+  }
+  return tensors.encoded[index].begin()->second;
 }
 
 const TensorSource* LayerTensors::single(Part part, TensorKind kind) const {
@@ -78,6 +96,7 @@ class TensorMapBuilder {
       place(name, tensor);
     for (const MoeLayerSpec& spec : config_.layers)
       check_complete(spec);
+    resolve_schemes(checkpoint_, config_, map_.layers_, report_);
     if (!checkpoint_.names_only()) {
       for (auto& source : map_.sources_) {
         if (!belongs_to_encoded(*source)) check_shape(*source);
@@ -169,9 +188,10 @@ class TensorMapBuilder {
           fmt::format("tensors like {} are not read: nothing is computed from them", name));
     }
     LayerTensors& layer = map_.layers_[spec.layer];
-    if (ref.kind == TensorKind::kEncoded && (!config_.quant || !is_expert_part(ref.part))) {
+    if (ref.kind == TensorKind::kEncoded &&
+        (!config_.quant || !(is_expert_part(ref.part) || is_shared_part(ref.part)))) {
       return unknown(name, tensor, ref,
-                     config_.quant ? "quantized tensors are read for routed experts only"
+                     config_.quant ? "quantized tensors are read for experts only"
                                    : "a tensor of a quantized matrix, but the config names no "
                                      "quantization");
     }
@@ -228,9 +248,10 @@ class TensorMapBuilder {
       return std::find(required.begin(), required.end(), std::pair{part, kind}) != required.end();
     };
     for (const Part part : provided_parts(ref.part)) {
-      const bool wanted =
-          is_required(part, ref.kind) || (is_required(part, TensorKind::kWeight) &&
-                                          ref.kind == TensorKind::kBias && may_have_bias(part));
+      const bool wanted = is_required(part, ref.kind) ||
+                          (is_required(part, TensorKind::kWeight) &&
+                           ((ref.kind == TensorKind::kBias && may_have_bias(part)) ||
+                            (ref.kind == TensorKind::kEncoded && is_shared_part(part))));
       if (wanted) continue;
       unknown(source.name, *source.tensor, ref,
               fmt::format("the config says that the layer has no {} {}", to_string(part),
@@ -240,7 +261,19 @@ class TensorMapBuilder {
     ++map_.counts_.layer;
     if (ref.kind == TensorKind::kBias && is_shared_part(ref.part)) layer.shared_bias = true;
     for (const Part part : provided_parts(ref.part)) {
+      if (ref.kind == TensorKind::kEncoded) {
+        auto& place = layer.shared.encoded[expert_part_index(part)][ref.suffix];
+        if (place != nullptr) {
+          duplicate(source, *place);
+          break;
+        }
+        place = &source;
+        continue;
+      }
       const auto [place, inserted] = layer.singles.emplace(std::pair{part, ref.kind}, &source);
+      if (inserted && is_shared_part(part) && ref.kind == TensorKind::kWeight) {
+        layer.shared.parts[expert_part_index(part)][0] = &source;
+      }
       if (inserted) continue;
       duplicate(source, *place->second);
       break;
@@ -284,48 +317,13 @@ class TensorMapBuilder {
         }
       }
     }
-    for (const Part part : kExpertParts)
-      check_encoded_alike(spec, layer, part);
     for (const auto& [part, kind] : required_singles(spec)) {
-      if (layer.single(part, kind) == nullptr) missing(spec, -1, part, kind);
+      const bool encoded = is_shared_part(part) && layer.is_encoded(-1, part);
+      if (layer.single(part, kind) == nullptr && !encoded) missing(spec, -1, part, kind);
       if (layer.shared_bias && is_shared_part(part) &&
           layer.single(part, TensorKind::kBias) == nullptr) {
         missing(spec, -1, part, TensorKind::kBias);
       }
-    }
-  }
-
-  // A quantized matrix has the tensors that most experts' have. Experts that are not quantized at
-  // all may stand among them. This finds what a decoder would do without (a zero point, say), and
-  // is all that names alone can tell.
-  void check_encoded_alike(const MoeLayerSpec& spec, const LayerTensors& layer, Part part) {
-    using Suffixes = std::set<std::string>;
-    const size_t index = expert_part_index(part);
-    std::map<Suffixes, int> votes;
-    std::vector<Suffixes> found(static_cast<size_t>(spec.num_experts));
-    for (int e = 0; e < spec.num_experts; ++e) {
-      const LayerTensors::Expert& expert = layer.experts[static_cast<size_t>(e)];
-      if (expert.encoded[index].empty()) continue;
-      Suffixes& suffixes = found[static_cast<size_t>(e)];
-      for (const auto& [suffix, source] : expert.encoded[index])
-        suffixes.insert(suffix);
-      if (expert.parts[index][0] != nullptr) suffixes.insert("weight");
-      ++votes[suffixes];
-    }
-    if (votes.size() <= 1) return;
-    const auto usual =
-        std::max_element(votes.begin(), votes.end(),
-                         [](const auto& a, const auto& b) { return a.second < b.second; });
-    for (int e = 0; e < spec.num_experts; ++e) {
-      const Suffixes& suffixes = found[static_cast<size_t>(e)];
-      if (suffixes.empty() || suffixes == usual->first) continue;
-      const auto& encoded = layer.experts[static_cast<size_t>(e)].encoded[index];
-      const TensorSource& any = *encoded.begin()->second;
-      find(FindingKind::kMissing, any.ref, any.name, any.tensor,
-           fmt::format("layer {}, expert {}, {}: expected the tensors {} like the layer's other "
-                       "experts, found {}",
-                       spec.layer, e, to_string(part), fmt::join(usual->first, ", "),
-                       fmt::join(suffixes, ", ")));
     }
   }
 
@@ -405,10 +403,11 @@ class TensorMapBuilder {
   // The shapes and dtypes of quantized matrices are checked where they are decoded.
   [[nodiscard]] bool belongs_to_encoded(const TensorSource& source) const {
     if (source.ref.kind == TensorKind::kEncoded) return true;
+    const bool shared = is_shared_part(source.ref.part);
     if (source.ref.kind != TensorKind::kWeight || !config_.quant ||
-        !is_expert_part(source.ref.part))
+        !(is_expert_part(source.ref.part) || shared))
       return false;
-    const int expert = std::max(0, source.ref.expert);
+    const int expert = shared ? -1 : std::max(0, source.ref.expert);
     return map_.layers_.at(source.ref.layer).is_encoded(expert, provided_parts(source.ref.part)[0]);
   }
 

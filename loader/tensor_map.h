@@ -31,17 +31,28 @@ struct LayerTensors {
     std::array<std::array<const TensorSource*, 2>, 3> parts{};
     /// Further tensors of quantized matrices, by suffix.
     std::array<std::map<std::string, const TensorSource*>, 3> encoded;
+    /// How quantized matrices are to be read; owned by the config. Null for plain ones.
+    std::array<const QuantScheme*, 3> schemes{};
   };
   std::vector<Expert> experts;  // [E]
+  Expert shared;                ///< the same of the shared experts' one MLP, without biases
   std::map<std::pair<Part, TensorKind>, const TensorSource*> singles;
   bool expert_bias = false;  ///< the experts have biases
   bool shared_bias = false;
 
   [[nodiscard]] const TensorSource* expert_source(int expert, Part part, TensorKind kind) const;
+  /// The matrices of an expert, or for -1 of the shared experts.
+  [[nodiscard]] const Expert& matrices(int expert) const {
+    return expert < 0 ? shared : experts[static_cast<size_t>(expert)];
+  }
   /// Whether a matrix is quantized: it has further tensors, or codes instead of floats. Always
   /// false in names-only maps that have only a weight.
+  /// @param expert -1 for a shared part
   [[nodiscard]] bool is_encoded(int expert, Part part) const;
+  /// Any tensor of a quantized matrix, or the weight of a plain one; null if there is none.
+  [[nodiscard]] const TensorSource* any_source(int expert, Part part) const;
   [[nodiscard]] bool has_encoded_experts() const;
+  [[nodiscard]] bool has_encoded_shared() const;
   [[nodiscard]] const TensorSource* single(Part part, TensorKind kind) const;
 };
 
@@ -78,7 +89,7 @@ class TensorMap {
   NameCounts counts_;
 };
 
-/// 0, 1, 2 for kW1, kW3, kW2.
+/// 0, 1, 2 for kW1, kW3, kW2, and for the same parts of shared experts.
 size_t expert_part_index(Part part);
 
 }  // namespace gantry

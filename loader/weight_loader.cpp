@@ -105,6 +105,12 @@ class SmallTensorReader {
   LoadStats& stats_;
 };
 
+// Quantized matrices are decoded to f32: slots of the reference path hold exact values.
+DType shared_dtype(const LayerTensors& tensors) {
+  if (tensors.has_encoded_shared()) return DType::kF32;
+  return tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype;
+}
+
 }  // namespace
 
 int64_t MoeLayerWeights::owned_bytes() const noexcept {
@@ -137,7 +143,7 @@ SlotLayout WeightLoader::expert_layout(const MoeLayerSpec& spec, const LayerTens
         tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
     return SlotLayout::create(dtype, spec.gated(), tensors.expert_bias, slice.size(), h);
   }
-  const ExpertFormats formats = expert_formats(*checkpoint_, *config_, spec, tensors, slice);
+  const ExpertFormats formats = expert_formats(*checkpoint_, spec, tensors, slice);
   if (!formats.reason.empty()) {
     log(LogLevel::kInfo, "layer {}: quantized experts are decoded to f32: {}", spec.layer,
         formats.reason);
@@ -174,9 +180,8 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
     const Slice shared =
         split_evenly(spec.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
     weights.shared_layout =
-        SlotLayout::create(tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype,
-                           is_gated(spec.shared.activation.kind), tensors.shared_bias,
-                           shared.size(), spec.hidden_size);
+        SlotLayout::create(shared_dtype(tensors), is_gated(spec.shared.activation.kind),
+                           tensors.shared_bias, shared.size(), spec.hidden_size);
     if (with_memory) {
       weights.shared = ByteBuffer(static_cast<size_t>(weights.shared_layout.stride_bytes));
     }

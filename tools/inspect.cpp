@@ -1,8 +1,12 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <map>
 #include <memory>
 #include <set>
+#include <utility>
 
 #include "kernels/base/check.h"
+#include "loader/encoded_job.h"
 #include "loader/expected_tensors.h"
 #include "runtime/moe_model.h"
 #include "tools/commands.h"
@@ -78,19 +82,62 @@ int64_t expert_bytes(const LayerTensors& tensors) {
   return bytes;
 }
 
-// "bf16", or how quantized experts are written; several where projections or experts differ.
-std::string experts_text(const MoeModel& model, const MoeLayerSpec& spec) {
-  const LayerTensors& tensors = model.tensors().layer(spec.layer);
-  std::set<std::string> kinds;
-  for (int e = 0; e < spec.num_experts; ++e) {
-    for (const Part part : kExpertParts) {
-      if (part == Part::kW3 && !spec.gated()) continue;
-      kinds.insert(tensors.is_encoded(e, part)
-                       ? model.config().quant->method
-                       : dtype_text(tensors.expert_source(e, part, TensorKind::kWeight)));
+// "bf16", or the scheme of a quantized matrix.
+std::string matrix_text(const LayerTensors& tensors, int expert, Part part) {
+  const QuantScheme* scheme = tensors.matrices(expert).schemes[expert_part_index(part)];
+  return scheme != nullptr ? fmt::format("[{}]", describe(*scheme))
+                           : dtype_text(tensors.any_source(expert, part));
+}
+
+// "0-2,5"
+std::string ranges_text(const std::vector<int>& ascending) {
+  std::string text;
+  for (size_t begin = 0; begin < ascending.size();) {
+    size_t end = begin + 1;
+    while (end < ascending.size() && ascending[end] == ascending[end - 1] + 1)
+      ++end;
+    if (!text.empty()) text += ',';
+    text += std::to_string(ascending[begin]);
+    if (end - begin > 1) text += fmt::format("-{}", ascending[end - 1]);
+    begin = end;
+  }
+  return text;
+}
+
+// One projection of a layer's experts: "bf16", or "bf16 (experts 0-2) + fp8 (3)".
+std::string part_text(const LayerTensors& tensors, Part part) {
+  std::map<std::string, std::vector<int>> experts;
+  for (int e = 0; e < static_cast<int>(tensors.experts.size()); ++e)
+    experts[matrix_text(tensors, e, part)].push_back(e);
+  if (experts.size() == 1) return experts.begin()->first;
+  std::vector<std::string> kinds;
+  for (const auto& [kind, ids] : experts)
+    kinds.push_back(fmt::format("{} (experts {})", kind, ranges_text(ids)));
+  return fmt::format("{}", fmt::join(kinds, " + "));
+}
+
+// All projections: one text if they are equal, else "w1, w3: ...; w2: ...".
+template <typename TextOf>
+std::string projections_text(bool gated, TextOf text_of) {
+  std::vector<std::pair<std::string, std::string>> groups;  // text, projections
+  for (const Part part : kExpertParts) {
+    if (part == Part::kW3 && !gated) continue;
+    const std::string text = text_of(part);
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const auto& known) { return known.first == text; });
+    if (group == groups.end()) {
+      groups.emplace_back(text, to_string(part));
+    } else {
+      group->second += fmt::format(", {}", to_string(part));
     }
   }
-  return fmt::format("{}", fmt::join(kinds, " + "));
+  if (groups.size() == 1) return groups[0].first;
+  std::string all;
+  for (const auto& [text, parts] : groups) {
+    if (!all.empty()) all += "; ";
+    all += fmt::format("{}: {}", parts, text);
+  }
+  return all;
 }
 
 struct LayerRow {
@@ -100,9 +147,12 @@ struct LayerRow {
 
 LayerRow describe_layer(const MoeModel& model, const MoeLayerSpec& spec) {
   const LayerTensors& tensors = model.tensors().layer(spec.layer);
-  const std::string experts = experts_text(model, spec);
+  const std::string experts =
+      projections_text(spec.gated(), [&](Part part) { return part_text(tensors, part); });
   const std::string router = dtype_text(tensors.single(Part::kRouter, TensorKind::kWeight));
-  const std::string shared = dtype_text(tensors.single(Part::kSharedW2, TensorKind::kWeight));
+  const std::string shared =
+      projections_text(is_gated(spec.shared.activation.kind),
+                       [&](Part part) { return matrix_text(tensors, -1, shared_part(part)); });
   const int64_t bytes = expert_bytes(tensors);
   LayerRow row;
   row.text =
@@ -155,6 +205,7 @@ void print_plan(const MoeModel& model, const InspectOptions& options, const Outp
   validate(parallel);
   const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
   int64_t reads = 0;
+  int64_t quantized = 0;
   int64_t bytes_read = 0;
   int64_t bytes_owned = 0;
   std::string placement;
@@ -164,16 +215,20 @@ void print_plan(const MoeModel& model, const InspectOptions& options, const Outp
     placement = experts.describe();
     const LoadPlan plan = loader.plan(spec.layer, parallel, experts);
     reads += static_cast<int64_t>(plan.jobs.size());
+    quantized += static_cast<int64_t>(plan.encoded_jobs.size());
     bytes_read += plan.bytes_read;
     bytes_owned += plan.bytes_owned;
   }
   output.text(fmt::format("load plan of {}:", describe(parallel)));
   output.text(fmt::format("  experts: {}", placement));
-  output.text(fmt::format("  {} tensor parts, {} to read, {} owned", reads, human_bytes(bytes_read),
-                          human_bytes(bytes_owned)));
+  output.text(
+      fmt::format("  {} tensor parts{}, {} to read, {} owned", reads,
+                  quantized > 0 ? fmt::format(", {} quantized matrices", quantized) : std::string(),
+                  human_bytes(bytes_read), human_bytes(bytes_owned)));
   output.event("plan", {{"rank", parallel.rank},
                         {"placement", placement},
                         {"parts", reads},
+                        {"quantized_matrices", quantized},
                         {"bytes_read", bytes_read},
                         {"bytes_owned", bytes_owned}});
 }

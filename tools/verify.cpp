@@ -113,7 +113,7 @@ int run_verify(const VerifyOptions& options) {
   output.text(fmt::format("{}: family {}, {} MoE layers of {}", options.directory,
                           config.family->name, config.layers.size(), config.num_layers));
   if (config.quant) {
-    output.text(fmt::format("quantized: {}", config.quant->method));
+    output.text(fmt::format("quantized: {}", config.quant->methods()));
     if (options.activations == "scheme") {
       model.report().note(
           "activations: what the scheme says about quantizing activations is not "

@@ -5,6 +5,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "kernels/quant/element_formats.h"
+#include "loader/encodings/bnb_scales.h"
 #include "loader/encodings/decoders.h"
 #include "loader/encodings/scale_grid.h"
 
@@ -162,30 +163,20 @@ CodedMatrix code_nvfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
 // Blocks of 64 run over the flattened matrix, the high nibble first; the code book is in the file.
 DecodedMatrix decode_bnb_4bit(const QuantScheme& /*scheme*/, const EncodedMatrix& matrix) {
   const EncodedTensor& weight = matrix.require("weight");
-  GANTRY_CHECK(matrix.find("weight.nested_absmax") == nullptr, ErrorCode::kUnsupported,
-               "{}: nested (double) quantization of absmax cannot be read yet", weight.name);
   const int64_t count = matrix.size.out * matrix.size.in;
   require_tensor(weight, DType::kU8, {(count + 1) / 2, 1});
   const EncodedTensor& map = matrix.require("weight.quant_map");
-  const EncodedTensor& absmax = matrix.require("weight.absmax");
   require_tensor(map, DType::kF32, {16});
-  const int64_t blocks = absmax.num_elements();
-  GANTRY_CHECK(absmax.dtype == DType::kF32 && blocks > 0 && count % blocks == 0, ErrorCode::kFormat,
-               "{}: expected f32 scales of equal blocks of {} values, found {} {}", absmax.name,
-               count, shape_text(absmax.shape), to_string(absmax.dtype));
-  const int64_t block = count / blocks;
-  GANTRY_CHECK(matrix.size.in % block == 0, ErrorCode::kUnsupported,
-               "{}: blocks of {} cross rows of {}", absmax.name, block, matrix.size.in);
+  const auto [scales, block] = read_bnb_scales(matrix);
   const std::vector<float> book = scale_values(map);
-  const std::vector<float> scales = scale_values(absmax);
   return decode_each(
       matrix.size,
       [&](int64_t i) {
         const uint8_t byte = byte_at(weight, i / 2);
         return book[i % 2 == 0 ? byte >> 4 : byte & 0xfu];
       },
-      [&](int64_t o, int64_t i) {
-        return scales[static_cast<size_t>((o * matrix.size.in + i) / block)];
+      [&, &values = scales, size = block](int64_t o, int64_t i) {
+        return values[static_cast<size_t>((o * matrix.size.in + i) / size)];
       });
 }
 

@@ -58,6 +58,9 @@ void check_bits(const QuantScheme& scheme, const EncodedMatrix& matrix) {
 WeightFormat integer_format(const QuantScheme& scheme, const EncodedMatrix& matrix, bool zeros,
                             std::string_view scales) {
   const EncodedTensor& scale = matrix.require(scales);
+  GANTRY_CHECK(scheme.grid != ScaleGrid::kBlock, ErrorCode::kUnsupported,
+               "{}: packed integers with blocks of {} x {}", scale.name, scheme.block_rows,
+               scheme.block_cols);
   WeightFormat format{.element = scheme.bits <= 4 ? WeightElement::kInt4 : WeightElement::kInt8};
   if (num_groups(scheme, matrix.size) == 1 && !zeros) {
     format.output_scale = true;

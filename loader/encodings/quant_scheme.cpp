@@ -5,9 +5,11 @@
 #include <cctype>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "kernels/base/check.h"
 #include "loader/config_reader.h"
+#include "loader/encodings/quant_scheme_reader.h"
 #include "loader/strict_json.h"
 
 // One reader a quant_method. What they share is little: each exporter has its own words.
@@ -20,6 +22,12 @@ constexpr int64_t kMaxGroup = int64_t{1} << 20;
 void append(std::string& method, const std::string& detail) {
   method += ' ';
   method += detail;
+}
+
+std::string upper(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return text;
 }
 
 int read_bits(const ConfigReader& config, ConfigReader::Keys keys) {
@@ -55,7 +63,7 @@ void read_gptq(const ConfigReader& config, QuantScheme& scheme) {
   read_group(config, {"group_size"}, scheme);
   scheme.symmetric = config.bool_or({"sym"}, true);
   scheme.act_order = config.bool_or({"desc_act"}, false);
-  const std::string format = config.string_or({"checkpoint_format"}, "gptq");
+  const std::string format = config.string_or({"checkpoint_format", "format"}, "gptq");
   GANTRY_CHECK(format == "gptq" || format == "gptq_v2" || format == "gemm", ErrorCode::kUnsupported,
                "{}: GPTQ checkpoint_format '{}': expected gptq or gptq_v2", config.source(),
                format);
@@ -67,6 +75,10 @@ void read_awq(const ConfigReader& config, QuantScheme& scheme) {
   scheme.bits = read_bits(config, {"bits", "w_bit"});
   read_group(config, {"group_size", "q_group_size"}, scheme);
   scheme.symmetric = !config.bool_or({"zero_point"}, true);
+  // Other versions arrange the words differently, which a square matrix would not show.
+  const std::string version = upper(config.string_or({"version"}, "gemm"));
+  GANTRY_CHECK(version == "GEMM", ErrorCode::kUnsupported, "{}: AWQ version '{}': expected gemm",
+               config.source(), version);
 }
 
 void read_fp8(const ConfigReader& config, QuantScheme& scheme) {
@@ -101,7 +113,7 @@ void read_compressed_tensors(const ConfigReader& config, const nlohmann::json& o
   GANTRY_CHECK(groups != object.end() && groups->is_object() && !groups->empty(),
                ErrorCode::kFormat, "{}: compressed-tensors without config_groups", config.source());
   GANTRY_CHECK(groups->size() == 1, ErrorCode::kUnsupported,
-               "{}: {} config groups: mixed precision cannot be read yet", config.source(),
+               "{}: {} config groups: which one applies depends on the module", config.source(),
                groups->size());
   GANTRY_CHECK(groups->begin()->is_object(), ErrorCode::kFormat,
                "{}: config_groups: expected objects", config.source());
@@ -130,8 +142,7 @@ void read_compressed_tensors(const ConfigReader& config, const nlohmann::json& o
 void read_modelopt(const ConfigReader& config, QuantScheme& scheme) {
   std::string algorithm = config.string_or({"quant_algo"}, "");
   append(scheme.method, algorithm);
-  std::transform(algorithm.begin(), algorithm.end(), algorithm.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  algorithm = upper(std::move(algorithm));
   struct Row {
     std::string_view algorithm;
     ScaleGrid grid;
@@ -178,23 +189,26 @@ void read_quark(const ConfigReader& config, QuantScheme& scheme) {
 
 }  // namespace
 
-std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
-                                             const std::string& source) {
-  const nlohmann::json root = parse_strict_json(config_text, source);
-  const nlohmann::json* object = nullptr;
-  if (root.is_object()) {
-    if (const auto found = root.find("quantization_config"); found != root.end()) {
-      object = &*found;
-    } else if (const auto text = root.find("text_config");
-               text != root.end() && text->is_object()) {
-      const auto nested = text->find("quantization_config");
-      if (nested != text->end()) object = &*nested;
-    }
+QuantObject find_quant_object(const nlohmann::json& root, const std::string& source) {
+  QuantObject found;
+  if (!root.is_object()) return found;
+  const auto look_in = [&](const nlohmann::json& parent, std::vector<std::string> path) {
+    const auto object = parent.find("quantization_config");
+    if (object == parent.end() || object->is_null() || found.object != nullptr) return;
+    path.emplace_back("quantization_config");
+    found = {&*object, std::move(path)};
+  };
+  look_in(root, {});
+  if (const auto text = root.find("text_config"); text != root.end() && text->is_object()) {
+    look_in(*text, {"text_config"});
   }
-  if (object == nullptr || object->is_null()) return std::nullopt;
-  GANTRY_CHECK(object->is_object(), ErrorCode::kFormat,
+  GANTRY_CHECK(found.object == nullptr || found.object->is_object(), ErrorCode::kFormat,
                "{}: quantization_config: expected an object", source);
-  const ConfigReader config(*object, source);
+  return found;
+}
+
+QuantScheme read_scheme(const nlohmann::json& object, const std::string& source) {
+  const ConfigReader config(object, source);
   QuantScheme scheme;
   scheme.method = config.string_or({"quant_method"}, "");
   const std::string method = scheme.method;
@@ -207,7 +221,7 @@ std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
   } else if (method == "auto-round") {
     read_auto_round(config, scheme);
   } else if (method == "compressed-tensors") {
-    read_compressed_tensors(config, *object, scheme);
+    read_compressed_tensors(config, object, scheme);
   } else if (method == "modelopt") {
     read_modelopt(config, scheme);
   } else if (method == "quark") {
@@ -221,6 +235,49 @@ std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
     scheme.grid = ScaleGrid::kChannel;
   }
   return scheme;
+}
+
+bool reads_weights_alike(const QuantScheme& a, const QuantScheme& b) noexcept {
+  const auto fields = [](const QuantScheme& s) {
+    return std::tie(s.int_packing, s.bits, s.symmetric, s.zero_minus_one, s.act_order, s.grid,
+                    s.block_rows, s.block_cols, s.group_size);
+  };
+  return fields(a) == fields(b);
+}
+
+std::string describe(const QuantScheme& scheme) {
+  std::string text = scheme.method;
+  if (scheme.bits > 0) text += fmt::format(", {} bits", scheme.bits);
+  switch (scheme.grid) {
+    case ScaleGrid::kTensor:
+      text += ", one scale";
+      break;
+    case ScaleGrid::kChannel:
+      text += ", a scale a row";
+      break;
+    case ScaleGrid::kBlock:
+      text += fmt::format(", blocks of {} x {}", scheme.block_rows, scheme.block_cols);
+      break;
+    case ScaleGrid::kGroup:
+      text += scheme.group_size > 0 ? fmt::format(", groups of {}", scheme.group_size)
+                                    : std::string(", one group a row");
+      break;
+  }
+  if (!scheme.symmetric) text += ", asymmetric";
+  if (scheme.act_order) text += ", activation order";
+  if (scheme.int_packing == IntPacking::kGptq && scheme.method.starts_with("gptq") &&
+      !scheme.zero_minus_one) {
+    text += ", format v2";
+  }
+  return text;
+}
+
+std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
+                                             const std::string& source) {
+  const nlohmann::json root = parse_strict_json(config_text, source);
+  const QuantObject found = find_quant_object(root, source);
+  if (found.object == nullptr) return std::nullopt;
+  return read_scheme(*found.object, source);
 }
 
 }  // namespace gantry

@@ -40,11 +40,17 @@ struct QuantScheme {
   int64_t group_size = 0;  ///< kGroup; 0: one group spans the row
 };
 
-/// Reads the quantization_config of a config.json's text.
+/// Whether both schemes give the same weights for the same tensors.
+bool reads_weights_alike(const QuantScheme& a, const QuantScheme& b) noexcept;
+
+/// "gptq, 4 bits, groups of 128, asymmetric": what tells schemes apart, for people.
+std::string describe(const QuantScheme& scheme);
+
+/// Reads the quantization_config of a config.json's text as one scheme for the whole model; where
+/// modules differ, QuantConfig knows (quant_config.h).
 /// @return nothing if there is none
 /// @throws Error kFormat for values of a wrong type or without sense
-/// @throws Error kUnsupported for methods that are not known, or several different schemes in one
-///         model (mixed precision)
+/// @throws Error kUnsupported for methods that are not known, and for several config groups
 std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
                                              const std::string& source);
 

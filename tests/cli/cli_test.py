@@ -193,6 +193,25 @@ class CommandTest(unittest.TestCase):
         self.assertEqual(result["event"], "result")
         self.assertGreater(result["peak_rss_bytes"], 0)
 
+    def test_inspect_shows_schemes_by_projection_and_expert(self):
+        directory = self.dir / "mixed"
+        shutil.copytree(GOLDEN / "quant" / "llmcompressor-w8a8", directory)
+        config = json.loads((directory / "config.json").read_text())
+        groups = config["quantization_config"]["config_groups"]
+        group = json.loads(json.dumps(groups["group_0"]))
+        group["targets"] = [r"re:.*experts\.[13]\.down_proj$"]
+        group["weights"]["num_bits"] = 7
+        groups["group_1"] = group
+        (directory / "config.json").write_text(json.dumps(config))
+        code, out, _ = run("inspect", directory, "--json")
+        self.assertEqual(code, OK)
+        events = {e["event"]: e for e in map(json.loads, out.splitlines())}
+        int8 = "compressed-tensors int-quantized, 8 bits, a scale a row"
+        self.assertEqual(events["layer"]["experts_dtype"],
+                         f"w1, w3: [{int8}]; w2: [{int8.replace('8 bits', '7 bits')}] (experts 1,3) "
+                         f"+ [{int8}] (experts 0,2)")
+        self.assertEqual(events["plan"]["quantized_matrices"], 4 * 3)
+
     def test_synth_shapes_load(self):
         # With few experts, so that the files stay small; deepseek-v3 and mixtral-8x7b would still be
         # gigabytes.

@@ -49,6 +49,25 @@ void check_names(const MoeModelConfig& model) {
   }
 }
 
+// Any name is a legal question; what is answered must be possible to compute with.
+void check_quantization(const QuantConfig& quant) {
+  for (const char* module :
+       {"model.layers.0.mlp.experts.1.down_proj", "model.layers.0.mlp.gate", "lm_head", "", "."}) {
+    (void)quant.leaves_out(module);
+    try {
+      const QuantScheme* scheme = quant.scheme_for(module);
+      if (scheme == nullptr) continue;
+      fuzz_check(scheme->bits >= 0 && scheme->bits <= 8, "integers have up to 8 bits");
+      fuzz_check(scheme->group_size >= 0, "groups have a size");
+      fuzz_check(
+          scheme->grid != ScaleGrid::kBlock || (scheme->block_rows >= 1 && scheme->block_cols >= 1),
+          "blocks have a size");
+    } catch (const Error& error) {
+      fuzz_check(error.code() != ErrorCode::kInternal, "a bad rule is no bug of ours");
+    }
+  }
+}
+
 void parse(std::string_view input) {
   try {
     const MoeModelConfig model = read_moe_config(std::string(input), "fuzz");
@@ -63,6 +82,7 @@ void parse(std::string_view input) {
       check_layer(layer);
     }
     check_names(model);
+    if (model.quant) check_quantization(*model.quant);
   } catch (const Error& error) {
     fuzz_check(error.code() != ErrorCode::kInternal, "a bad config is no bug of ours");
   }

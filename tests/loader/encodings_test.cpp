@@ -138,6 +138,54 @@ INSTANTIATE_TEST_SUITE_P(Exporters, EncodingGoldenTest, testing::ValuesIn(encode
                            return name;
                          });
 
+// The gate matrix of a double-quantized golden with another quant_state.
+void decode_with_state(const std::string& kind, const std::string& from, const std::string& to) {
+  const EncodedFile file(golden_root() / "encodings" /
+                         ("bitsandbytes-" + kind + "-nested.safetensors"));
+  EncodedMatrix matrix = file.matrix("gate");
+  EncodedTensor& state = matrix.tensors.at("weight.quant_state.bitsandbytes__" + kind);
+  std::string text(reinterpret_cast<const char*>(state.data),
+                   static_cast<size_t>(state.num_elements()));
+  const size_t at = text.find(from);
+  ASSERT_NE(at, std::string::npos) << text;
+  text.replace(at, from.size(), to);
+  state.shape = {static_cast<int64_t>(text.size())};
+  state.data = reinterpret_cast<const std::byte*>(text.data());
+  (void)decode_matrix(file.scheme, matrix);
+}
+
+TEST(DecodeBitsandbytesTest, TheQuantStateMustFitTheTensors) {
+  const auto decode = [](const std::string& from, const std::string& to) {
+    return [=] { decode_with_state("nf4", from, to); };
+  };
+  expect_error(decode("[320, 64]", "[64, 320]"), ErrorCode::kFormat, {"shape", "[64, 320]"});
+  expect_error(decode("\"blocksize\": 64", "\"blocksize\": 32"), ErrorCode::kFormat,
+               {"absmax", "32", "320"});
+  expect_error(decode("\"blocksize\": 64", "\"blocksize\": 0"), ErrorCode::kFormat, {"blocksize"});
+  expect_error(decode("\"nested_blocksize\": 256", "\"nested_blocksize\": 128"), ErrorCode::kFormat,
+               {"nested_absmax", "[3]", "[2]"});
+  expect_error(decode("nested_blocksize", "other_blocksize"), ErrorCode::kFormat,
+               {"absmax", "nested_blocksize"});
+  expect_error(decode("nested_offset", "other_offset"), ErrorCode::kFormat, {"nested_offset"});
+  expect_error(decode("\"nf4\"", "\"fp4\""), ErrorCode::kFormat, {"quant_type", "nf4", "fp4"});
+  expect_error(decode("{", "["), ErrorCode::kFormat, {"quant_state"});
+}
+
+TEST(DecodeBitsandbytesTest, TheOffsetIsAdded) {
+  const EncodedFile file(golden_root() / "encodings" / "bitsandbytes-nf4-nested.safetensors");
+  const EncodedMatrix intact = file.matrix("gate");
+  EncodedMatrix matrix = intact;
+  EncodedTensor& state = matrix.tensors.at("weight.quant_state.bitsandbytes__nf4");
+  std::string text(reinterpret_cast<const char*>(state.data),
+                   static_cast<size_t>(state.num_elements()));
+  const size_t at = text.find("\"nested_offset\": ");
+  ASSERT_NE(at, std::string::npos);
+  text.insert(at + 17, "1");  // ten or more larger
+  state.shape = {static_cast<int64_t>(text.size())};
+  state.data = reinterpret_cast<const std::byte*>(text.data());
+  EXPECT_NE(decode_matrix(file.scheme, matrix), decode_matrix(file.scheme, intact));
+}
+
 TEST(QuantSchemeTest, AnUnquantizedConfigHasNone) {
   EXPECT_FALSE(read_quant_scheme(R"({"model_type": "mixtral"})", "config.json").has_value());
 }
@@ -158,6 +206,8 @@ TEST(QuantSchemeTest, RefusesWhatItDoesNotKnow) {
                ErrorCode::kFormat, {"block size", "0"});
   expect_error(read(R"({"quant_method": "compressed-tensors"})"), ErrorCode::kFormat,
                {"config_groups"});
+  expect_error(read(R"({"quant_method": "awq", "bits": 4, "version": "gemv"})"),
+               ErrorCode::kUnsupported, {"GEMV", "gemm"});
   expect_error(read("[]"), ErrorCode::kFormat, {"object"});
 }
 

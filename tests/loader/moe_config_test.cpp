@@ -162,8 +162,8 @@ TEST(MoeConfigTest, ReadsHowQuantizedMatricesAreWritten) {
   const json fp8 = {{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}};
   const MoeModelConfig model = read(qwen3({{"quantization_config", fp8}}));
   ASSERT_TRUE(model.quant.has_value());
-  EXPECT_EQ(model.quant->method, "fp8");
-  EXPECT_EQ(model.quant->block_cols, 64);
+  EXPECT_EQ(model.quant->methods(), "fp8");
+  EXPECT_EQ(model.quant->scheme_for("any")->block_cols, 64);
   EXPECT_FALSE(read(qwen3({{"quantization_config", nullptr}})).quant.has_value());
 }
 
@@ -176,7 +176,7 @@ TEST(MoeConfigTest, RefusesAQuantizationThatItCannotRead) {
 TEST(MoeConfigTest, ReadsQuantizationBesideANestedDecoder) {
   json root = {{"text_config", qwen3()},
                {"quantization_config", {{"quant_method", "awq"}, {"bits", 4}}}};
-  EXPECT_EQ(read(root).quant->method, "awq");
+  EXPECT_EQ(read(root).quant->methods(), "awq");
 }
 
 TEST(MoeConfigTest, ReadsTheDeclaredDtypeUnderBothNames) {
