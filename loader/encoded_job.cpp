@@ -1,11 +1,14 @@
 #include "loader/encoded_job.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/base/check.h"
 #include "loader/encodings/encoded_matrix.h"
 #include "loader/encodings/scale_grid.h"
+#include "loader/encodings/scale_sanity.h"
+#include "loader/encodings/scale_views.h"
 #include "loader/read_job.h"
 #include "loader/tensor_geometry.h"
 
@@ -95,12 +98,38 @@ void fold_input_scale(const EncodedMatrix& matrix, std::vector<float>& decoded) 
 }
 
 void add_finding(FindingKind kind, const std::string& message, const TensorSource& source,
-                 const EncodedJob& job, const Checkpoint& checkpoint, LoadReport& report) {
+                 const EncodedJob& job, const Checkpoint& checkpoint, LoadReport& report,
+                 int64_t element = -1) {
   const std::string file = checkpoint.file_name(*source.tensor);
   report.add({kind,
               fmt::format("{} (layer {}, expert {}, {}; {})", message, source.ref.layer, job.expert,
                           to_string(job.part), file),
-              source.name, file, source.ref.layer, job.expert, std::string(to_string(job.part))});
+              source.name, file, source.ref.layer, job.expert, std::string(to_string(job.part)),
+              element});
+}
+
+// @return whether some scale is not finite: then the weights are not either, and nothing is gained
+// by saying so
+bool add_scale_findings(const QuantScheme& scheme, const EncodedMatrix& matrix,
+                        const std::vector<const TensorSource*>& sources, const EncodedJob& job,
+                        const Checkpoint& checkpoint, LoadReport& report) {
+  bool finite = true;
+  for (const ScaleProblem& problem : find_scale_problems(scheme, matrix)) {
+    const auto source = std::find_if(
+        sources.begin(), sources.end(),
+        [&](const TensorSource* candidate) { return candidate->ref.suffix == problem.suffix; });
+    add_finding(problem.kind, problem.message, **source, job, checkpoint, report, problem.element);
+    finite = finite && problem.kind != FindingKind::kNonFinite;
+  }
+  return finite;
+}
+
+// What is missing beside the codes, by name; what is left to say is the decoder's.
+void add_missing(const std::string& suffix, const TensorSource& source, const EncodedJob& job,
+                 const Checkpoint& checkpoint, LoadReport& report) {
+  add_finding(FindingKind::kMissing,
+              fmt::format("{}: expected a {} beside it, found none", source.name, suffix), source,
+              job, checkpoint, report);
 }
 
 }  // namespace
@@ -134,21 +163,29 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
   std::vector<float> decoded;
   EncodedMatrix matrix;
   matrix.size = part_size(job.part, layer);
+  bool check_finite = options.check_finite;
   try {
     for (const TensorSource* source : sources) {
       const bool is_weight = source->ref.kind == TensorKind::kWeight;
       matrix.tensors.emplace(is_weight ? "weight" : source->ref.suffix, reader.read(*source));
     }
+    if (const auto missing = missing_companion(*config.quant, matrix)) {
+      add_missing(*missing, *sources[0], job, checkpoint, report);
+      return reader.bytes_read;
+    }
     decoded = decode_matrix(*config.quant, matrix);
     fold_input_scale(matrix, decoded);
+    if (check_finite) {
+      check_finite = add_scale_findings(*config.quant, matrix, sources, job, checkpoint, report);
+    }
   } catch (const Error& error) {
     if (error.code() == ErrorCode::kIo) throw;
     add_finding(FindingKind::kEncoding, error.what(), *sources[0], job, checkpoint, report);
     return reader.bytes_read;
   }
-  const int64_t bad = options.check_finite ? find_non_finite(decoded.data(), DType::kF32,
-                                                             static_cast<int64_t>(decoded.size()))
-                                           : -1;
+  const int64_t bad = check_finite ? find_non_finite(decoded.data(), DType::kF32,
+                                                     static_cast<int64_t>(decoded.size()))
+                                   : -1;
   if (bad >= 0) {  // one finding a matrix says enough
     add_finding(FindingKind::kNonFinite,
                 fmt::format("{}: element [{}, {}] is {} once dequantized", sources[0]->name,

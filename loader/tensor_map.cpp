@@ -1,11 +1,13 @@
 #include "loader/tensor_map.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <set>
 
 #include "kernels/base/check.h"
 #include "loader/expected_tensors.h"
+#include "loader/input_scales.h"
 #include "loader/tensor_geometry.h"
 
 // Two passes: every name is parsed and put where it belongs; then every layer is compared with what
@@ -321,7 +323,13 @@ class TensorMapBuilder {
       if (suffixes.empty() || suffixes == usual->first) continue;
       const auto& encoded = layer.experts[static_cast<size_t>(e)].encoded[index];
       const TensorSource& any = *encoded.begin()->second;
-      find(FindingKind::kMissing, any.ref, any.name, any.tensor,
+      std::vector<std::string> differing;
+      std::set_symmetric_difference(suffixes.begin(), suffixes.end(), usual->first.begin(),
+                                    usual->first.end(), std::back_inserter(differing));
+      // Weights can be computed without these: an expert that calibration never reached has none.
+      const bool input_only = std::all_of(differing.begin(), differing.end(), is_input_scale);
+      find(input_only ? FindingKind::kInputScale : FindingKind::kMissing, any.ref, any.name,
+           any.tensor,
            fmt::format("layer {}, expert {}, {}: expected the tensors {} like the layer's other "
                        "experts, found {}",
                        spec.layer, e, to_string(part), fmt::join(usual->first, ", "),
