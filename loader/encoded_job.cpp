@@ -6,9 +6,9 @@
 
 #include "kernels/base/check.h"
 #include "loader/encodings/encoded_matrix.h"
+#include "loader/encodings/matrix_structure.h"
 #include "loader/encodings/scale_grid.h"
 #include "loader/encodings/scale_sanity.h"
-#include "loader/encodings/scale_views.h"
 #include "loader/read_job.h"
 #include "loader/tensor_geometry.h"
 
@@ -173,6 +173,7 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
       add_missing(*missing, *sources[0], job, checkpoint, report);
       return reader.bytes_read;
     }
+    check_declared_shape(matrix);
     decoded = decode_matrix(*config.quant, matrix);
     fold_input_scale(matrix, decoded);
     if (check_finite) {

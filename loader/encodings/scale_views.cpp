@@ -199,38 +199,6 @@ std::vector<ScaleView> scale_views(const QuantScheme& scheme, const EncodedMatri
   return views;
 }
 
-std::optional<std::string> missing_companion(const QuantScheme& scheme,
-                                             const EncodedMatrix& matrix) {
-  const auto has = [&](std::string_view suffix) { return matrix.find(suffix) != nullptr; };
-  const auto first_missing =
-      [&](std::initializer_list<std::string_view> needed) -> std::optional<std::string> {
-    for (const std::string_view suffix : needed) {
-      if (!has(suffix)) return std::string(suffix);
-    }
-    return std::nullopt;
-  };
-  if (has("qweight")) {
-    if (scheme.int_packing == IntPacking::kGptq) return first_missing({"qzeros", "scales"});
-    return scheme.symmetric ? first_missing({"scales"}) : first_missing({"qzeros", "scales"});
-  }
-  if (has("blocks")) return first_missing({"scales"});
-  const EncodedTensor* packed = matrix.find("weight_packed");
-  const EncodedTensor* codes = packed != nullptr ? packed : matrix.find("weight");
-  if (codes == nullptr) return "weight";
-  if (scheme.method == "bitsandbytes") {
-    return codes->dtype == DType::kI8 ? first_missing({"SCB"})
-                                      : first_missing({"weight.absmax", "weight.quant_map"});
-  }
-  if (!has("weight_scale") && !has("weight_scale_inv")) return "weight_scale";
-  const bool integer = codes->dtype == DType::kI32 || codes->dtype == DType::kI8;
-  if (integer && !scheme.symmetric) return first_missing({"weight_zero_point"});
-  const EncodedTensor* scale = matrix.find("weight_scale");
-  const bool two_levels =
-      codes->dtype == DType::kU8 && scale != nullptr && scale->dtype == DType::kF8E4M3;
-  if (!two_levels) return std::nullopt;
-  return first_missing({packed != nullptr ? "weight_global_scale" : "weight_scale_2"});
-}
-
 std::string index_text(const EncodedTensor& tensor, int64_t index) {
   std::string text;
   for (size_t d = tensor.shape.size(); d-- > 0;) {

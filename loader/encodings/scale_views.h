@@ -2,7 +2,6 @@
 
 // Which tensors of a matrix are scales, and which codes each of them covers. Internal.
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,11 +13,6 @@ namespace gantry {
 /// there): of blocks, rows, columns and the whole; and code books. Scales of activations are not
 /// among them (loader/input_scales.h). The views point into `scheme` and `matrix`.
 std::vector<ScaleView> scale_views(const QuantScheme& scheme, const EncodedMatrix& matrix);
-
-/// What a decoder would need and does not find beside the codes: "weight_scale_2". Nothing if the
-/// tensors that are there are complete, or belong to no known encoding.
-std::optional<std::string> missing_companion(const QuantScheme& scheme,
-                                             const EncodedMatrix& matrix);
 
 /// "[3, 7]": the position of element `index` of a tensor, row-major.
 std::string index_text(const EncodedTensor& tensor, int64_t index);

@@ -11,9 +11,11 @@
 #include <optional>
 
 #include "kernels/base/error.h"
+#include "loader/encodings/matrix_structure.h"
 #include "loader/encodings/scale_grid.h"
 #include "loader/encodings/scale_views.h"
 #include "tests/support/encoded_file.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/seeded_rng.h"
 
 namespace gantry::test {
@@ -142,7 +144,7 @@ class ChangedMatrix {
   }
 
   /// Overwrites one element with these bits.
-  void set(const std::string& suffix, int64_t element, uint32_t bits) {
+  void set(const std::string& suffix, int64_t element, uint64_t bits) {
     const auto size = static_cast<size_t>(size_of(matrix.tensors.at(suffix).dtype));
     std::memcpy(bytes(suffix).data() + static_cast<size_t>(element) * size, &bits, size);
   }
@@ -273,6 +275,21 @@ TEST_P(ScaleSanityGoldenTest, ANegativeScaleIsFoundWhereTheFormatHasNone) {
       EXPECT_EQ(problems[0].element, 0);
     }
   }
+}
+
+TEST_P(ScaleSanityGoldenTest, ADeclaredShapeMustBeTheMatrix) {
+  const EncodedMatrix intact = file.matrix("down");
+  EXPECT_NO_THROW(check_declared_shape(intact));
+  if (intact.find("weight_shape") == nullptr) return;
+  for (const int64_t element : {0, 1}) {
+    ChangedMatrix changed(intact);
+    changed.set("weight_shape", element, 7);
+    expect_error([&] { check_declared_shape(changed.matrix); }, ErrorCode::kFormat,
+                 {"weight_shape", "found [", "7"});
+  }
+  EncodedMatrix cut = intact;
+  cut.tensors.at("weight_shape").shape = {1};
+  expect_error([&] { check_declared_shape(cut); }, ErrorCode::kFormat, {"weight_shape"});
 }
 
 // Whatever a decoder refuses to do without is named before it is asked.
