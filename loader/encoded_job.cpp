@@ -8,7 +8,9 @@
 #include "kernels/base/check.h"
 #include "kernels/grouped_gemm/pack_codes.h"
 #include "loader/encodings/encoded_matrix.h"
+#include "loader/encodings/matrix_structure.h"
 #include "loader/encodings/scale_grid.h"
+#include "loader/encodings/scale_sanity.h"
 #include "loader/expected_tensors.h"
 #include "loader/read_job.h"
 #include "loader/tensor_geometry.h"
@@ -219,12 +221,38 @@ void pack_decoded(const std::vector<float>& decoded, const EncodedJob& job,
 }
 
 void add_finding(FindingKind kind, const std::string& message, const TensorSource& source,
-                 const EncodedJob& job, const Checkpoint& checkpoint, LoadReport& report) {
+                 const EncodedJob& job, const Checkpoint& checkpoint, LoadReport& report,
+                 int64_t element = -1) {
   const std::string file = checkpoint.file_name(*source.tensor);
   report.add({kind,
               fmt::format("{} (layer {}, expert {}, {}; {})", message, source.ref.layer, job.expert,
                           to_string(job.part), file),
-              source.name, file, source.ref.layer, job.expert, std::string(to_string(job.part))});
+              source.name, file, source.ref.layer, job.expert, std::string(to_string(job.part)),
+              element});
+}
+
+// @return whether some scale is not finite: then the weights are not either, and nothing is gained
+// by saying so
+bool add_scale_findings(const QuantScheme& scheme, const EncodedMatrix& matrix,
+                        const std::vector<const TensorSource*>& sources, const EncodedJob& job,
+                        const Checkpoint& checkpoint, LoadReport& report) {
+  bool finite = true;
+  for (const ScaleProblem& problem : find_scale_problems(scheme, matrix)) {
+    const auto source = std::find_if(
+        sources.begin(), sources.end(),
+        [&](const TensorSource* candidate) { return candidate->ref.suffix == problem.suffix; });
+    add_finding(problem.kind, problem.message, **source, job, checkpoint, report, problem.element);
+    finite = finite && problem.kind != FindingKind::kNonFinite;
+  }
+  return finite;
+}
+
+// What is missing beside the codes, by name; what is left to say is the decoder's.
+void add_missing(const std::string& suffix, const TensorSource& source, const EncodedJob& job,
+                 const Checkpoint& checkpoint, LoadReport& report) {
+  add_finding(FindingKind::kMissing,
+              fmt::format("{}: expected a {} beside it, found none", source.name, suffix), source,
+              job, checkpoint, report);
 }
 
 }  // namespace
@@ -241,7 +269,8 @@ std::vector<const TensorSource*> encoded_sources(const LayerTensors& tensors, in
   return sources;
 }
 
-ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeLayerSpec& layer, const LayerTensors& tensors, const Slice& intermediate) {
+ExpertFormats expert_formats(const Checkpoint& checkpoint, const MoeLayerSpec& layer,
+                             const LayerTensors& tensors, const Slice& intermediate) {
   ExpertFormats formats;
   for (int expert = 0; expert < layer.num_experts; ++expert) {
     for (const Part part : kExpertParts) {
@@ -289,8 +318,9 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
   const std::vector<const TensorSource*> sources = encoded_sources(tensors, job.expert, job.part);
   EncodedMatrix matrix;
   matrix.size = part_size(job.part, layer);
+  bool finite = true;
   const auto check_finite = [&](int64_t bad, std::string_view what) {
-    if (!options.check_finite || bad < 0) return;  // one finding a matrix says enough
+    if (!options.check_finite || bad < 0 || !finite) return;  // one finding a matrix says enough
     add_finding(FindingKind::kNonFinite,
                 fmt::format("{}: element [{}, {}] is {} once dequantized", sources[0]->name,
                             bad / matrix.size.in, bad % matrix.size.in, what),
@@ -302,14 +332,27 @@ int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& conf
     const QuantScheme& scheme = *tensors.matrices(job.expert).schemes[expert_part_index(job.part)];
     for (const TensorSource* source : sources)
       check_no_shared_blocks(scheme, *source, *config.family, matrix.size);
+    if (const auto missing = missing_companion(scheme, matrix)) {
+      add_missing(*missing, *sources[0], job, checkpoint, report);
+      return reader.bytes_read;
+    }
+    check_declared_shape(matrix);
+    const auto check_scales = [&] {
+      if (!options.check_finite) return;
+      finite = add_scale_findings(scheme, matrix, sources, job, checkpoint, report);
+    };
     if (job.target.panels->format.coded()) {
       const CodedMatrix coded = find_encoding(scheme, matrix).code(scheme, matrix);
+      check_scales();
       const int64_t bad = find_non_finite(coded);
       check_finite(bad, "NaN or infinite");
+      GANTRY_CHECK(bad < 0 || !report.allows(FindingKind::kNonFinite), ErrorCode::kUnsupported,
+                   "{}: NaN and infinity cannot be kept as codes", sources[0]->name);
       if (bad < 0) pack_shard(coded, job);
     } else {
       std::vector<float> decoded = decode_matrix(scheme, matrix);
       fold_input_scale(matrix, decoded);
+      check_scales();
       const int64_t bad =
           find_non_finite(decoded.data(), DType::kF32, static_cast<int64_t>(decoded.size()));
       check_finite(bad,

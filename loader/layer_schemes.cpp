@@ -5,6 +5,7 @@
 
 #include "kernels/base/check.h"
 #include "loader/expected_tensors.h"
+#include "loader/input_scales.h"
 
 namespace gantry {
 namespace {
@@ -126,7 +127,13 @@ class SchemeResolver {
                            [](const auto& a, const auto& b) { return a.second < b.second; });
       if (suffixes == usual->first) continue;
       const TensorSource& any = *expert.encoded[index].begin()->second;
-      add_finding(FindingKind::kMissing, any, any.ref.expert, part,
+      std::vector<std::string> differing;
+      std::set_symmetric_difference(suffixes.begin(), suffixes.end(), usual->first.begin(),
+                                    usual->first.end(), std::back_inserter(differing));
+      // Weights can be computed without these: an expert that calibration never reached has none.
+      const bool input_only = std::all_of(differing.begin(), differing.end(), is_input_scale);
+      add_finding(input_only ? FindingKind::kInputScale : FindingKind::kMissing, any,
+                  any.ref.expert, part,
                   fmt::format("layer {}, expert {}, {}: expected the tensors {} like the layer's "
                               "other experts, found {}",
                               spec.layer, e, to_string(part), fmt::join(usual->first, ", "),

@@ -1,6 +1,7 @@
 #include "loader/tensor_map.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <set>
 

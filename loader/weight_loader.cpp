@@ -9,6 +9,7 @@
 #include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
 #include "loader/encoded_job.h"
+#include "loader/input_scales.h"
 #include "loader/read_job.h"
 
 namespace gantry {
@@ -229,6 +230,8 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
   const auto start = std::chrono::steady_clock::now();
   const MoeLayerSpec* spec = config_->find_layer(layer);
   GANTRY_CHECK(spec != nullptr, ErrorCode::kInvalidArgument, "layer {} is not a MoE layer", layer);
+  for (const FindingKind kind : options.allow)
+    report.allow(kind);
   MoeLayerWeights weights = allocate(*spec, parallel, experts, /*with_memory=*/true);
 
   LoadLedger ledger;
@@ -257,6 +260,7 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
 
   LoadStats own;
   own.bytes_read = bytes_read;
+  if (options.check_finite) own.bytes_read += check_input_scales(*checkpoint_, tensors, report);
   own.bytes_owned = plan.bytes_owned;
   load_small_tensors(weights, options, report, own);
   own.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "kernels/base/export.h"
 #include "kernels/base/parallel_for.h"
@@ -19,7 +20,9 @@ struct LoadOptions {
   /// Staging memory of each reader. The loader never holds more than threads * this besides what it
   /// owns (one file row if that is larger).
   int64_t staging_bytes = int64_t{1} << 20;
-  bool check_finite = true;  ///< NaN and infinity among weights are findings
+  bool check_finite = true;  ///< NaN and infinity among weights, and senseless scales, are findings
+  /// Kinds that become warnings in the report that load_layer is given: see LoadReport::allow.
+  std::vector<FindingKind> allow;
   /// Called from reader threads with the bytes just read. May be empty.
   std::function<void(int64_t bytes)> progress;
 };

@@ -40,6 +40,7 @@ struct BenchOptions {
   double rotate_gb = 1.5;
   bool batch_invariant = false;
   uint64_t seed = 1;
+  std::vector<std::string> allow;
 };
 
 struct Times {
@@ -145,7 +146,7 @@ BenchModel open_model(const BenchOptions& options, bool batch_invariant) {
   const auto bytes = static_cast<int64_t>(options.rotate_gb * 1e9);
   return options.directory.empty()
              ? make_bench_model(options.shape, options.format, bytes, run, options.seed)
-             : load_bench_model(options.directory, bytes, run);
+             : load_bench_model(options.directory, bytes, run, parse_allowed(options.allow));
 }
 
 int run_bench(const BenchOptions& options) {
@@ -258,6 +259,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
       ->capture_default_str();
   command->add_option("--seed", options->seed, "seed of weights and routings")
       ->capture_default_str();
+  add_allow_option(*command, options->allow);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] { chosen = [options] { return run_bench(*options); }; });
 }

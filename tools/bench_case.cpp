@@ -158,8 +158,10 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
 }
 
 BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
-                            const FusedMoeOptions& options) {
+                            const FusedMoeOptions& options, const std::vector<FindingKind>& allow) {
   MoeModel opened(directory, /*names_only=*/false);
+  for (const FindingKind kind : allow)
+    opened.report().allow(kind);
   GANTRY_CHECK(opened.report().ok(), ErrorCode::kFormat, "{}", summarize(opened.report(), 10));
   const WeightLoader loader(opened.checkpoint(), opened.config(), opened.tensors());
   BenchModel model{.shape = directory, .format = "", .layers = {}};

@@ -10,6 +10,7 @@
 
 #include "kernels/base/parallel_for.h"
 #include "loader/layer_weights.h"
+#include "loader/load_report.h"
 #include "runtime/fused_moe_layer.h"
 
 namespace gantry::cli {
@@ -28,9 +29,9 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
                             const FusedMoeOptions& options, uint64_t seed);
 
 /// Loads MoE layers of a checkpoint, the first ones until `min_bytes` are there.
-/// @throws Error kFormat if the checkpoint has findings
+/// @throws Error kFormat if the checkpoint has findings other than of the kinds in `allow`
 BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
-                            const FusedMoeOptions& options);
+                            const FusedMoeOptions& options, const std::vector<FindingKind>& allow);
 
 /// Bytes of one expert: what the checkpoint has or what is packed, whichever is less.
 int64_t expert_bytes(const MoeLayerWeights& weights) noexcept;

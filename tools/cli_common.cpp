@@ -27,6 +27,25 @@ void add_parallel_options(CLI::App& app, ParallelOptions& options) {
   app.add_option("--placement", options.placement, "linear or round_robin")->capture_default_str();
 }
 
+void add_allow_option(CLI::App& app, std::vector<std::string>& names) {
+  std::vector<std::string> possible;
+  for (const FindingKind kind : allowable_kinds())
+    possible.emplace_back(to_string(kind));
+  app.add_option("--allow", names,
+                 "findings of this kind become warnings (may be repeated): numbers that you "
+                 "know to be harmless")
+      ->allow_extra_args(false)
+      ->check(CLI::IsMember(possible));
+}
+
+std::vector<FindingKind> parse_allowed(const std::vector<std::string>& names) {
+  std::vector<FindingKind> kinds;
+  kinds.reserve(names.size());
+  for (const std::string& name : names)
+    kinds.push_back(parse_allowable_kind(name));
+  return kinds;
+}
+
 ParallelConfig ParallelOptions::config() const {
   const ParallelConfig config{.tp_size = tp, .ep_size = ep, .dp_size = dp, .rank = 0};
   validate(config);
@@ -59,15 +78,20 @@ void Output::report(const LoadReport& report, size_t max_lines) const {
     text(fmt::format("note: {}", note));
     event("note", {{"message", note}});
   }
-  for (const Finding& finding : report.findings()) {
-    event("finding", {{"kind", to_string(finding.kind)},
-                      {"message", finding.message},
-                      {"tensor", finding.tensor},
-                      {"file", finding.file},
-                      {"layer", finding.layer},
-                      {"expert", finding.expert},
-                      {"part", finding.part}});
-  }
+  const auto events = [&](std::string_view name, const std::vector<Finding>& findings) {
+    for (const Finding& finding : findings) {
+      event(name, {{"kind", to_string(finding.kind)},
+                   {"message", finding.message},
+                   {"tensor", finding.tensor},
+                   {"file", finding.file},
+                   {"layer", finding.layer},
+                   {"expert", finding.expert},
+                   {"part", finding.part},
+                   {"element", finding.element}});
+    }
+  };
+  events("finding", report.findings());
+  events("warning", report.warnings());
   if (!report.ok()) result(summarize(report, max_lines));
 }
 

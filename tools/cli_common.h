@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/base/parallel_for.h"
 #include "loader/load_report.h"
@@ -51,6 +52,12 @@ struct ParallelOptions {
 };
 
 void add_parallel_options(CLI::App& app, ParallelOptions& options);
+
+/// Adds --allow, which may be given several times; CLI11 refuses names that cannot be allowed.
+void add_allow_option(CLI::App& app, std::vector<std::string>& names);
+
+/// The kinds that --allow named.
+std::vector<FindingKind> parse_allowed(const std::vector<std::string>& names);
 
 /// Writes results: lines of text for people, or one JSON object a line. Logs go to stderr.
 class Output {

@@ -27,6 +27,7 @@ struct RunOptions {
   std::string activations = "bf16";
   int repeat = 3;
   uint64_t seed = 0;
+  std::vector<std::string> allow;
 };
 
 // The tensor "hidden_states", or the only tensor of the file.
@@ -149,6 +150,8 @@ int run_run(const RunOptions& options) {
   const LayerRange range = parse_layer_range(options.layers);
   GANTRY_CHECK(options.tokens >= 0, ErrorCode::kInvalidArgument, "--tokens: expected at least 0");
   MoeModel model(options.directory, /*names_only=*/false);
+  for (const FindingKind kind : parse_allowed(options.allow))
+    model.report().allow(kind);
   const MoeModelConfig& config = model.config();
   output.text(fmt::format("{}: family {}, {}; {}", options.directory, config.family->name,
                           describe(parallel), cpu_model_name()));
@@ -259,6 +262,7 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   command->add_option("--seed", options->seed, "seed of the random tokens")->capture_default_str();
+  add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] { chosen = [options] { return run_run(*options); }; });

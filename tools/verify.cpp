@@ -20,6 +20,7 @@ struct VerifyOptions {
   std::string activations = "bf16";
   double tolerance = 0.0;  // 0: the default of the activations
   size_t max_findings = 50;
+  std::vector<std::string> allow;
 };
 
 // Which TP x EP splits the model allows, and why the others are not possible.
@@ -109,6 +110,8 @@ int run_verify(const VerifyOptions& options) {
   const ParallelConfig parallel = options.parallel.config();
   const ActivationDType activations = parse_activations(options.activations);
   MoeModel model(options.directory, options.names_only);
+  for (const FindingKind kind : parse_allowed(options.allow))
+    model.report().allow(kind);
   const MoeModelConfig& config = model.config();
   output.text(fmt::format("{}: family {}, {} MoE layers of {}", options.directory,
                           config.family->name, config.layers.size(), config.num_layers));
@@ -164,6 +167,7 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
                       "largest relative error (default 1e-5 for f32, 1e-2 for bf16)");
   command->add_option("--max-findings", options->max_findings, "findings printed as text")
       ->capture_default_str();
+  add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] { chosen = [options] { return run_verify(*options); }; });

@@ -177,6 +177,7 @@ void read_quark(const ConfigReader& config, QuantScheme& scheme) {
   const std::string qscheme = weight.string_or({"qscheme"}, "");
   append(scheme.method, weight.string_or({"dtype"}, ""));
   append(scheme.method, qscheme);
+  scheme.symmetric = weight.bool_or({"symmetric"}, true);
   if (qscheme == "per_channel") {
     scheme.grid = ScaleGrid::kChannel;
   } else if (qscheme == "per_group") {

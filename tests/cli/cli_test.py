@@ -172,6 +172,52 @@ class CommandTest(unittest.TestCase):
         self.assertEqual(code, FINDING)
         self.assertIn("hqq", err)
 
+    def copy_with_a_negative_input_scale(self):
+        directory = self.dir / "nvfp4"
+        shutil.copytree(GOLDEN / "quant" / "modelopt-nvfp4-mixtral", directory)
+        for path in directory.iterdir():
+            path.chmod(0o644)
+        tensors = read_file(directory / "model.safetensors")
+        self.scale = next(n for n in tensors if n.endswith("experts.3.w2.input_scale"))
+        dtype, shape, _ = tensors[self.scale]
+        tensors[self.scale] = (dtype, shape, struct.pack("<f", -1.0))
+        write_file(directory / "model.safetensors", tensors)
+        return directory
+
+    def test_a_scale_that_cannot_be_right_is_a_finding(self):
+        directory = self.copy_with_a_negative_input_scale()
+        code, out, err = self.verify(directory, "--activations", "f32", "--json")
+        self.assertEqual(code, FINDING, out + err)
+        findings = [e for e in map(json.loads, out.splitlines()) if e["event"] == "finding"]
+        self.assertEqual([(f["kind"], f["tensor"], f["layer"], f["expert"], f["part"], f["element"]) for f in findings],
+                         [("input_scale", self.scale, 0, 3, "w2", 0)])
+        self.assertEqual(run("run", directory, "--tokens", "3")[0], FINDING)
+        self.assertEqual(run("bench", directory, "--tokens", "1", "--seconds", "0.02")[0], FINDING)
+
+    def test_allow_makes_warnings_of_a_kind(self):
+        directory = self.copy_with_a_negative_input_scale()
+        code, out, err = self.verify(directory, "--activations", "f32", "--json", "--allow", "input_scale",
+                                     "--allow", "zero_scale")
+        self.assertEqual(code, OK, out + err)
+        self.assertIn(self.scale, err)
+        events = [json.loads(line) for line in out.splitlines()]
+        self.assertEqual([e["kind"] for e in events if e["event"] == "warning"], ["input_scale"])
+        code, _, err = run("run", "--allow", "input_scale", directory, "--tokens", "3")
+        self.assertEqual(code, OK, err)
+        self.assertIn(self.scale, err)
+        code, _, err = run("bench", directory, "--allow", "input_scale", "--tokens", "1", "--seconds", "0.02")
+        self.assertIn(self.scale, err)  # tiny weights may exceed the ceiling: the code says nothing
+        self.assertEqual(self.verify(directory, "--allow", "zero_scale")[0], FINDING)
+
+    def test_structure_cannot_be_allowed(self):
+        for command in ("verify", "run", "bench"):
+            for kind in ("missing", "coverage", "nothing"):
+                code, _, err = run(command, GOLDEN / "families" / "mixtral", "--allow", kind)
+                self.assertEqual(code, USAGE, err)
+                for name in ("non_finite", "zero_scale", "underflow_scale", "negative_scale", "input_scale"):
+                    self.assertIn(name, err)
+            self.assertIn("underflow_scale", run(command, "--help")[1])
+
     def test_an_impossible_split_is_a_usage_error(self):
         for split in (["--ep", "9"], ["--tp", "49"], ["--ep", "4", "--dp", "3"], ["--tp", "0"]):
             self.assertEqual(self.verify(GOLDEN / "families" / "mixtral", *split)[0], USAGE, split)

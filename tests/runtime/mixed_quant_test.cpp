@@ -32,9 +32,10 @@ void expect_mixture(const MutableCheckpoint& mixture, const MutableCheckpoint& f
       return origin_of(expert, part) == Origin::kFirst ? a : b;
     };
     for (int e = 0; e < kNumExperts; ++e) {
-      EXPECT_EQ(mixed.gate(e), from(e, Part::kW1).gate(e)) << "expert " << e;
-      EXPECT_EQ(mixed.up(e), from(e, Part::kW3).up(e)) << "expert " << e;
-      EXPECT_EQ(mixed.w2[static_cast<size_t>(e)], from(e, Part::kW2).w2[static_cast<size_t>(e)])
+      EXPECT_TRUE(same_decoded(mixed.gate(e), from(e, Part::kW1).gate(e))) << "expert " << e;
+      EXPECT_TRUE(same_decoded(mixed.up(e), from(e, Part::kW3).up(e))) << "expert " << e;
+      EXPECT_TRUE(same_decoded(mixed.w2[static_cast<size_t>(e)],
+                               from(e, Part::kW2).w2[static_cast<size_t>(e)]))
           << "expert " << e;
     }
   }

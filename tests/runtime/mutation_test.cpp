@@ -1,13 +1,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <set>
 
-#include "kernels/base/error.h"
-#include "runtime/verification.h"
+#include "runtime/moe_model.h"
+#include "tests/support/detection.h"
 #include "tests/support/golden_dirs.h"
 #include "tests/support/mutable_checkpoint.h"
 #include "tests/support/mutations.h"
@@ -19,11 +18,6 @@
 
 namespace gantry::test {
 namespace {
-
-int trials() {
-  const char* text = std::getenv("GANTRY_TRIALS");
-  return text == nullptr ? 1 : std::max(1, std::atoi(text));
-}
 
 const std::vector<ParallelConfig>& layouts() {
   static const std::vector<ParallelConfig> list = {
@@ -94,26 +88,6 @@ Baseline baseline_of(const std::filesystem::path& directory, SeededRng& rng) {
     reference.blocks.emplace(layer.layer, std::move(block));
   }
   return baseline;
-}
-
-// Where the product noticed the damage, or "" if it did not.
-std::string stage_of_detection(const std::filesystem::path& directory, const Reference& reference,
-                               const ParallelConfig& parallel) {
-  try {
-    MoeModel model(directory, /*names_only=*/false);
-    if (!model.report().ok()) return "names and shapes";
-    VerifySettings settings;
-    settings.parallel = parallel;
-    settings.load.threads.count = 1;
-    const VerifyResult result = verify_model(model, &reference, settings, {});
-    if (model.report().ok()) return "";
-    for (const Finding& finding : model.report().findings()) {
-      if (finding.kind != FindingKind::kReference) return "load";
-    }
-    return "numbers";
-  } catch (const Error&) {
-    return "open";
-  }
 }
 
 class MutationTest : public testing::TestWithParam<Golden> {};

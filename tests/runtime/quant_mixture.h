@@ -2,6 +2,9 @@
 
 // Checkpoints put together from the exporters' goldens, and what the loader makes of them.
 
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -48,6 +51,14 @@ inline void take(MutableCheckpoint& target, const MutableCheckpoint& source,
   for (const auto& [name, tensor] : source.tensors) {
     if (selected(name)) target.tensors[name] = tensor;
   }
+}
+
+/// Whether two ways of loading gave the same weights. Codes keep the inverse of a second-level
+/// divisor: 3 roundings instead of 1 where f32 has the quotient, so up to 2 steps of f32 apart.
+inline bool same_decoded(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
+    return std::abs(int64_t{std::bit_cast<int32_t>(x)} - std::bit_cast<int32_t>(y)) <= 2;
+  });
 }
 
 /// One rank's weights of one layer, in f32.

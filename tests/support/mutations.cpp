@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -323,6 +324,11 @@ Mutated swap_shared_gate_and_up(MutableCheckpoint& checkpoint, const MoeModel& m
 }
 
 }  // namespace
+
+int trials() {
+  const char* text = std::getenv("GANTRY_TRIALS");
+  return text == nullptr ? 1 : std::max(1, std::atoi(text));
+}
 
 const std::vector<Mutation>& mutations() {
   static const std::vector<Mutation> list = {

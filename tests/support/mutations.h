@@ -10,6 +10,9 @@
 
 namespace gantry::test {
 
+/// How often each mutation is tried: GANTRY_TRIALS, or 1.
+int trials();
+
 /// What a mutation did to a checkpoint.
 struct Mutated {
   bool applied = false;      ///< false: the checkpoint has nothing of the kind to damage
