@@ -104,10 +104,26 @@ class SmallTensorReader {
   LoadStats& stats_;
 };
 
-// Quantized matrices are decoded to f32: slots of the reference path hold exact values.
+// Quantized matrices are decoded to f32: slots of the reference path hold exact values. So do those
+// of a layer whose matrices differ in type.
 DType expert_dtype(const LayerTensors& tensors) {
   if (tensors.has_encoded_experts()) return DType::kF32;
-  return tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
+  const DType dtype = tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
+  for (size_t e = 0; e < tensors.experts.size(); ++e) {
+    for (const auto& part : tensors.experts[e].parts) {
+      if (part[0] != nullptr && part[0]->tensor->info.dtype != dtype) return DType::kF32;
+    }
+  }
+  return dtype;
+}
+
+DType shared_dtype(const LayerTensors& tensors) {
+  const DType dtype = tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype;
+  for (const Part part : {Part::kSharedW1, Part::kSharedW3}) {
+    const TensorSource* source = tensors.single(part, TensorKind::kWeight);
+    if (source != nullptr && source->tensor->info.dtype != dtype) return DType::kF32;
+  }
+  return dtype;
 }
 
 }  // namespace
@@ -160,9 +176,8 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
     const Slice shared =
         split_evenly(spec.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
     weights.shared_layout =
-        SlotLayout::create(tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype,
-                           is_gated(spec.shared.activation.kind), tensors.shared_bias,
-                           shared.size(), spec.hidden_size);
+        SlotLayout::create(shared_dtype(tensors), is_gated(spec.shared.activation.kind),
+                           tensors.shared_bias, shared.size(), spec.hidden_size);
     if (with_memory) {
       weights.shared = ByteBuffer(static_cast<size_t>(weights.shared_layout.stride_bytes));
     }

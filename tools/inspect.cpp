@@ -58,7 +58,7 @@ std::string spelling(const MoeModel& model, const MoeLayerSpec& spec) {
 
 std::string dtype_text(const TensorSource* source) {
   if (source == nullptr || source->tensor->file < 0) return "-";
-  return std::string(to_string(source->tensor->info.dtype));
+  return type_text(source->tensor->info);
 }
 
 // Of the tensors of a layer's experts, each counted once.
@@ -85,9 +85,10 @@ std::string experts_text(const MoeModel& model, const MoeLayerSpec& spec) {
   for (int e = 0; e < spec.num_experts; ++e) {
     for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !spec.gated()) continue;
-      kinds.insert(tensors.is_encoded(e, part)
-                       ? model.config().quant->method
-                       : dtype_text(tensors.expert_source(e, part, TensorKind::kWeight)));
+      const TensorSource* weight = tensors.expert_source(e, part, TensorKind::kWeight);
+      const bool says_itself = weight != nullptr && !weight->tensor->info.block_type.empty();
+      kinds.insert(tensors.is_encoded(e, part) && !says_itself ? model.config().quant->method
+                                                               : dtype_text(weight));
     }
   }
   return fmt::format("{}", fmt::join(kinds, " + "));

@@ -21,5 +21,6 @@ DecodedMatrix decode_mxfp4(const QuantScheme& scheme, const EncodedMatrix& matri
 DecodedMatrix decode_nvfp4(const QuantScheme& scheme, const EncodedMatrix& matrix);
 DecodedMatrix decode_bnb_4bit(const QuantScheme& scheme, const EncodedMatrix& matrix);
 DecodedMatrix decode_bnb_int8(const QuantScheme& scheme, const EncodedMatrix& matrix);
+DecodedMatrix decode_gguf(const QuantScheme& scheme, const EncodedMatrix& matrix);
 
 }  // namespace gantry

@@ -27,7 +27,7 @@ bool is_mxfp8(const QuantScheme& s, const EncodedMatrix& m) {
 }
 
 // A new encoding is one decoder and one row.
-constexpr std::array<Encoding, 11> kEncodings = {{
+constexpr std::array<Encoding, 12> kEncodings = {{
     {"gptq",
      [](const QuantScheme& s, const EncodedMatrix& m) {
        return has(m, "qweight", DType::kI32) && s.int_packing == IntPacking::kGptq;
@@ -86,6 +86,12 @@ constexpr std::array<Encoding, 11> kEncodings = {{
        return has(m, "weight", DType::kI8) && m.find("SCB") != nullptr;
      },
      decode_bnb_int8},
+    {"gguf",
+     [](const QuantScheme&, const EncodedMatrix& m) {
+       const EncodedTensor* weight = m.find("weight");
+       return weight != nullptr && !weight->block_type.empty();
+     },
+     decode_gguf},
 }};
 
 }  // namespace

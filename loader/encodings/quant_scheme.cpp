@@ -212,6 +212,8 @@ std::optional<QuantScheme> read_quant_scheme(const std::string& config_text,
     read_modelopt(config, scheme);
   } else if (method == "quark") {
     read_quark(config, scheme);
+  } else if (method == "gguf") {
+    // Each tensor says how it is written.
   } else if (method == "mxfp4" || method == "mxfp8") {
     scheme.grid = ScaleGrid::kGroup;
     scheme.group_size = 32;
