@@ -166,7 +166,7 @@ Checkpoint Checkpoint::open_gguf(std::filesystem::path directory, std::vector<Gg
 }
 
 Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
-  if (is_gguf_path(directory)) return open_gguf(directory.parent_path(), open_gguf_file(directory));
+  if (is_gguf_path(directory)) return open_gguf(directory_of(directory), open_gguf_file(directory));
   const CheckpointDirectory listing = list_checkpoint_directory(directory);
   if (is_gguf_directory(listing)) return open_gguf(directory, open_gguf_files(listing));
   Checkpoint checkpoint;

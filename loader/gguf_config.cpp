@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/check.h"
@@ -33,6 +34,16 @@ constexpr std::array<std::string_view, 15> kKeys = {
     "swiglu_clamp_shexp",
     "moe_latent_size",
 };
+
+// JSON has no NaN or infinity, and a null would count as a missing key.
+bool is_representable(const GgufValue& value) {
+  if (const auto* number = std::get_if<double>(&value)) return std::isfinite(*number);
+  if (const auto* list = std::get_if<std::vector<double>>(&value)) {
+    return std::all_of(list->begin(), list->end(),
+                       [](double number) { return std::isfinite(number); });
+  }
+  return !std::holds_alternative<std::monostate>(value);
+}
 
 json to_json(const GgufValue& value) {
   return std::visit(
@@ -68,7 +79,14 @@ class Translation {
 
   json config() {
     for (const std::string_view key : kKeys) {
-      if (const GgufValue* value = find(key)) config_[std::string(key)] = to_json(*value);
+      const GgufValue* value = find(key);
+      if (value == nullptr) continue;
+      GANTRY_CHECK(
+          is_representable(*value), ErrorCode::kFormat,
+          "{}: {}.{}: expected a number of ordinary size, found NaN, infinity or something "
+          "too large",
+          file_, architecture_, key);
+      config_[std::string(key)] = to_json(*value);
     }
     // Layers of multi-token prediction are counted as blocks.
     const int64_t blocks = integer("block_count", std::nullopt);

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <map>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "kernels/base/export.h"
 #include "loader/gguf_header.h"
@@ -14,7 +16,7 @@ namespace gantry GANTRY_API {
 ///
 /// @param tensors of all parts: some facts are declared by their presence alone
 /// @throws Error kFormat if a key is missing or has another type than expected
-/// @throws Error kUnsupported naming the architecture if it is not one of gguf_architectures()
+/// @throws Error kUnsupported naming the architecture if it is not one of gguf_model_types()
 /// @source llama.cpp's metadata keys and how its graphs use them
 std::string gguf_config_text(const std::map<std::string, GgufValue, std::less<>>& metadata,
                              std::span<const TensorInfo* const> tensors, const std::string& file);

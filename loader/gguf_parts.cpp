@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <system_error>
 
 #include "kernels/base/check.h"
 #include "loader/untrusted_name.h"
@@ -73,6 +74,10 @@ bool is_gguf_path(const fs::path& path) {
   return path.extension() == ".gguf" && !fs::is_directory(path, error);
 }
 
+fs::path directory_of(const fs::path& file) {
+  return file.has_parent_path() ? file.parent_path() : fs::path(".");
+}
+
 bool is_gguf_directory(const CheckpointDirectory& listing) {
   return listing.safetensors.empty() && !listing.index && !listing.gguf.empty();
 }
@@ -95,9 +100,9 @@ std::vector<GgufFile> open_gguf_file(const fs::path& path) {
                count, count);
   for (int64_t part = 1; part <= count && count > 1; ++part) {
     const std::string other = fmt::format("{}{:05}-of-{:05}.gguf", stem, part, count);
-    if (other != name) files.emplace_back(resolve_inside(path.parent_path(), other));
+    if (other != name) files.emplace_back(resolve_inside(directory_of(path), other));
   }
-  return in_order(std::move(files), path.parent_path());
+  return in_order(std::move(files), directory_of(path));
 }
 
 }  // namespace gantry

@@ -12,6 +12,9 @@ namespace gantry GANTRY_API {
 /// True for the path of a *.gguf file.
 bool is_gguf_path(const std::filesystem::path& path);
 
+/// The directory of a file: "." for a bare name.
+std::filesystem::path directory_of(const std::filesystem::path& file);
+
 /// True for a directory that has GGUF files, and no safetensors files or index.
 bool is_gguf_directory(const CheckpointDirectory& listing);
 

@@ -210,7 +210,7 @@ void add_inspect_command(CLI::App& app, std::function<int()>& chosen) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* command =
       app.add_subcommand("inspect", "What a checkpoint holds and what a rank would load of it");
-  command->add_option("DIR", options->directory, "checkpoint directory")->required();
+  command->add_option("DIR", options->directory, "checkpoint directory or .gguf file")->required();
   command->add_option("--rank", options->rank, "the rank whose load plan is shown")
       ->capture_default_str();
   add_parallel_options(*command, options->parallel);

@@ -2,7 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include <functional>
+#include <filesystem>
+#include <limits>
 
 #include "loader/checkpoint.h"
 #include "loader/gguf_config.h"
@@ -83,6 +84,17 @@ TEST(GgufCheckpointTest, IsADirectoryOrTheFileItself) {
     EXPECT_EQ(gate->info.shape, (std::vector<int64_t>{2, 64, 32}));
     EXPECT_EQ(opened.checkpoint.file_name(*gate), "tiny.gguf");
   }
+}
+
+TEST(GgufCheckpointTest, MayBeABareFileName) {
+  const TempDir dir;
+  dir.write("tiny.gguf", model().bytes());
+  const auto previous = std::filesystem::current_path();
+  std::filesystem::current_path(dir.path());
+  const Opened opened("tiny.gguf");
+  std::filesystem::current_path(previous);
+  EXPECT_EQ(opened.problems(), "");
+  EXPECT_EQ(opened.checkpoint.directory(), ".");
 }
 
 TEST(GgufCheckpointTest, GivesNamesAlone) {
@@ -316,6 +328,21 @@ TEST(GgufConfigTest, ReadsHowDeepSeekRoutes) {
 TEST(GgufConfigTest, TakesAScaleOfZeroForNone) {
   EXPECT_EQ(config_of(model().f32("qwen3moe.expert_weights_scale", 0.0F)).layers[0].routing.scaling,
             1.0F);
+}
+
+// None of these may pass for a key that is missing.
+TEST(GgufConfigTest, RefusesNumbersThatAreNone) {
+  for (const float scale :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    expect_config_refused(model().f32("qwen3moe.expert_weights_scale", scale), ErrorCode::kFormat,
+                          {"qwen3moe.expert_weights_scale", "NaN"});
+  }
+  expect_config_refused(
+      model().raw("qwen3moe.expert_group_count", 10, GgufBuilder::bytes_of(~uint64_t{0})),
+      ErrorCode::kFormat, {"qwen3moe.expert_group_count", "too large"});
+  expect_config_refused(
+      model().list("qwen3moe.expert_weights_scale", 6, 5000, std::string(20000, '\0')),
+      ErrorCode::kFormat, {"qwen3moe.expert_weights_scale"});
 }
 
 TEST(GgufConfigTest, ReadsOneWidthALayer) {

@@ -167,12 +167,33 @@ class GgufTypesTest : public testing::Test {
  protected:
   using Encodings = std::function<GgufEncoding(const std::string&)>;
 
-  std::vector<float> output(const Encodings& encodings, ParallelConfig parallel) {
+  // Gate and up of each expert in one tensor, gate rows first.
+  static void fuse_gate_and_up(GgufBuilder& builder) {
+    for (size_t i = 0; i < builder.tensors.size(); ++i) {
+      GgufBuilder::Tensor& gate = builder.tensors[i];
+      const size_t at = gate.name.find("ffn_gate_exps.weight");
+      if (at == std::string::npos) continue;
+      const GgufBuilder::Tensor up = builder.tensors[i + 1];  // as export_gguf writes them
+      ASSERT_NE(up.name.find("ffn_up_exps.weight"), std::string::npos);
+      const size_t slab = gate.data.size() / gate.ne[2];
+      std::string data;
+      for (size_t e = 0; e < gate.ne[2]; ++e)
+        data += gate.data.substr(e * slab, slab) + up.data.substr(e * slab, slab);
+      gate.name.replace(at, std::string::npos, "ffn_gate_up_exps.weight");
+      gate.ne[1] *= 2;
+      gate.data = data;
+      builder.tensors.erase(builder.tensors.begin() + static_cast<ptrdiff_t>(i) + 1);
+    }
+  }
+
+  std::vector<float> output(const Encodings& encodings, ParallelConfig parallel,
+                            bool fused = false) {
     const MoeModel source(golden_path("qwen2_moe"), /*names_only=*/false);
     const Reference reference =
         read_reference(golden_path("qwen2_moe") / "moe_io.safetensors", source.config());
     GgufBuilder builder = builder_of(conversions()[1]);
     export_gguf(source, encodings, builder);
+    if (fused) fuse_gate_and_up(builder);
     const TempDir dir;
     dir.write("model.gguf", builder.bytes());
     MoeModel model(dir.path(), /*names_only=*/false);
@@ -203,6 +224,18 @@ TEST_F(GgufTypesTest, RoutersAndSharedExpertsMayBeQuantized) {
     const std::vector<float> expected = output(encodings(f32_of_q8_0_encoding()), parallel);
     ASSERT_GT(expected.size(), 0U);
     EXPECT_EQ(output(encodings(q8_0_encoding()), parallel), expected);
+  }
+}
+
+TEST_F(GgufTypesTest, GateAndUpMayShareATensor) {
+  const auto encodings = [](const std::string& name) {
+    return ends_in(name, "ffn_gate_exps.weight") || ends_in(name, "ffn_up_exps.weight")
+               ? q8_0_encoding()
+               : GgufEncoding{};
+  };
+  for (const ParallelConfig& parallel : {ParallelConfig{}, ParallelConfig{.tp_size = 3}}) {
+    EXPECT_EQ(output({}, parallel, /*fused=*/true), output({}, parallel));
+    EXPECT_EQ(output(encodings, parallel, /*fused=*/true), output(encodings, parallel));
   }
 }
 
