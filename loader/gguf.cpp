@@ -29,6 +29,12 @@ GgufFile::GgufFile(const std::filesystem::path& path) : path_(path) {
     read_exactly(fd_.get(), path_, offset, destination, size);
   };
   header_ = parse_gguf_header(source, file_bytes_, path.string());
+  // To ggml ne = [H] and [H, 1] are the same; the gate of the shared experts is a matrix here.
+  for (TensorInfo& info : header_.tensors) {
+    if (info.name.ends_with(".ffn_gate_inp_shexp.weight") && info.shape.size() == 1) {
+      info.shape.insert(info.shape.begin(), 1);
+    }
+  }
   add_dequantized();
 }
 

@@ -64,7 +64,6 @@ std::vector<std::vector<int64_t>> expected_shapes(const TensorPattern& pattern, 
   const bool is_vector =
       size.in == 1 && (pattern.naming == Naming::kExact || pattern.part == Part::kOutputNorm);
   if (is_vector) return {{size.out}, {1, size.out}};
-  if (pattern.part == Part::kSharedGate) return {{size.out, size.in}, {size.in}};  // [H] in GGUF
 
   const bool out_in = pattern.orientation == Orientation::kOutIn;
   const int64_t rows = out_in ? size.out : size.in;
