@@ -14,6 +14,8 @@
 #include "kernels/base/log_format.h"
 #include "loader/checkpoint_directory.h"
 #include "loader/file_io.h"
+#include "loader/gguf_config.h"
+#include "loader/gguf_parts.h"
 #include "loader/safetensors_index.h"
 #include "loader/strict_json.h"
 #include "loader/untrusted_name.h"
@@ -94,11 +96,11 @@ std::vector<std::string> choose_shards(const CheckpointDirectory& listing,
 }
 
 /// All tensors of the files by name.
-Tensors merge(const std::vector<SafetensorsFile>& files, const std::string& directory) {
+Tensors merge(const std::vector<WeightFile>& files, const std::string& directory) {
   Tensors tensors;
   std::vector<std::string> twice;
   for (size_t file = 0; file < files.size(); ++file) {
-    for (const TensorInfo& info : files[file].header().tensors) {
+    for (const TensorInfo& info : files[file].tensors()) {
       const auto [entry, is_new] =
           tensors.try_emplace(info.name, CheckpointTensor{info, static_cast<int>(file)});
       if (!is_new) {
@@ -114,7 +116,7 @@ Tensors merge(const std::vector<SafetensorsFile>& files, const std::string& dire
 }
 
 /// Throws unless index and files hold the same tensors in the same places.
-void check_against_index(const Tensors& tensors, const std::vector<SafetensorsFile>& files,
+void check_against_index(const Tensors& tensors, const std::vector<WeightFile>& files,
                          const SafetensorsIndex& index, const std::string& directory) {
   std::vector<std::string> missing;
   std::vector<std::string> misplaced;
@@ -145,17 +147,47 @@ void check_against_index(const Tensors& tensors, const std::vector<SafetensorsFi
                problems);
 }
 
+// Keeps the names alone.
+void forget_contents(Tensors& tensors) {
+  for (auto& [name, tensor] : tensors) {
+    CheckpointTensor bare;
+    bare.info.name = name;
+    tensor = std::move(bare);
+  }
+}
+
 }  // namespace
 
+Checkpoint Checkpoint::open_gguf(std::filesystem::path directory, std::vector<GgufFile> files) {
+  Checkpoint checkpoint;
+  checkpoint.directory_ = std::move(directory);
+  const GgufFile& first = files.front();
+  checkpoint.config_source_ = first.path().string();
+  std::vector<const TensorInfo*> tensors;
+  for (const GgufFile& file : files) {
+    for (const TensorInfo& info : file.header().tensors)
+      tensors.push_back(&info);
+  }
+  checkpoint.config_text_ =
+      gguf_config_text(first.header().metadata, tensors, checkpoint.config_source_);
+  for (GgufFile& file : files)
+    checkpoint.files_.emplace_back(std::move(file));
+  checkpoint.tensors_ = merge(checkpoint.files_, checkpoint.directory_.string());
+  return checkpoint;
+}
+
 Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
+  if (is_gguf_path(directory)) return open_gguf(directory_of(directory), open_gguf_file(directory));
   const CheckpointDirectory listing = list_checkpoint_directory(directory);
+  if (is_gguf_directory(listing)) return open_gguf(directory, open_gguf_files(listing));
   Checkpoint checkpoint;
   checkpoint.directory_ = directory;
+  checkpoint.config_source_ = (directory / "config.json").string();
   checkpoint.config_text_ = read_config(directory);
   checkpoint.quant_sidecars_ = read_quant_sidecars(directory);
   const auto index = read_index(listing);
   for (const std::string& shard : choose_shards(listing, index)) {
-    checkpoint.files_.emplace_back(resolve_inside(directory, shard));
+    checkpoint.files_.emplace_back(SafetensorsFile(resolve_inside(directory, shard)));
   }
   checkpoint.tensors_ = merge(checkpoint.files_, directory.string());
   if (!index) return checkpoint;
@@ -171,9 +203,17 @@ Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
 }
 
 Checkpoint Checkpoint::open_names_only(const std::filesystem::path& directory) {
+  if (is_gguf_path(directory) || is_gguf_directory(list_checkpoint_directory(directory))) {
+    Checkpoint checkpoint = open(directory);
+    checkpoint.names_only_ = true;
+    checkpoint.files_.clear();
+    forget_contents(checkpoint.tensors_);
+    return checkpoint;
+  }
   const CheckpointDirectory listing = list_checkpoint_directory(directory);
   Checkpoint checkpoint;
   checkpoint.directory_ = directory;
+  checkpoint.config_source_ = (directory / "config.json").string();
   checkpoint.config_text_ = read_config(directory);
   checkpoint.quant_sidecars_ = read_quant_sidecars(directory);
   checkpoint.names_only_ = true;
@@ -182,18 +222,16 @@ Checkpoint Checkpoint::open_names_only(const std::filesystem::path& directory) {
     for (const auto& [name, shard] : index->weight_map)
       names.push_back(name);
   } else {
-    std::vector<SafetensorsFile> files;
+    std::vector<WeightFile> files;
     for (const std::string& shard : choose_shards(listing, std::nullopt)) {
-      files.emplace_back(resolve_inside(directory, shard));
+      files.emplace_back(SafetensorsFile(resolve_inside(directory, shard)));
     }
     for (const auto& [name, tensor] : merge(files, directory.string()))
       names.push_back(name);
   }
-  for (std::string& name : names) {
-    CheckpointTensor tensor;
-    tensor.info.name = name;
-    checkpoint.tensors_.emplace(std::move(name), std::move(tensor));
-  }
+  for (std::string& name : names)
+    checkpoint.tensors_.try_emplace(std::move(name));
+  forget_contents(checkpoint.tensors_);
   return checkpoint;
 }
 

@@ -60,18 +60,21 @@ CheckpointDirectory list_checkpoint_directory(const fs::path& directory) {
   fs::directory_iterator entries(directory, error);
   GANTRY_CHECK(!error, ErrorCode::kIo, "{}: cannot list the checkpoint directory: {}",
                directory.string(), error.message());
-  CheckpointDirectory listing{.path = directory, .safetensors = {}, .index = {}, .pickles = {}};
+  CheckpointDirectory listing{
+      .path = directory, .safetensors = {}, .index = {}, .gguf = {}, .pickles = {}};
   std::vector<std::string> indexes;
   for (; entries != fs::directory_iterator(); entries.increment(error)) {
     const std::string name = entries->path().filename().string();
     if (name.starts_with('.') || name == kSidecar) continue;
     if (name.ends_with(".safetensors")) listing.safetensors.push_back(name);
+    if (name.ends_with(".gguf")) listing.gguf.push_back(name);
     if (name.ends_with(kIndexSuffix)) indexes.push_back(name);
     if (is_pickle(name)) listing.pickles.push_back(name);
   }
   GANTRY_CHECK(!error, ErrorCode::kIo, "{}: cannot list the checkpoint directory: {}",
                directory.string(), error.message());
   std::sort(listing.safetensors.begin(), listing.safetensors.end());
+  std::sort(listing.gguf.begin(), listing.gguf.end());
   std::sort(listing.pickles.begin(), listing.pickles.end());
   std::sort(indexes.begin(), indexes.end());
   listing.index = choose_index(indexes, directory);

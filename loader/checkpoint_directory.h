@@ -15,6 +15,7 @@ struct CheckpointDirectory {
   std::filesystem::path path;
   std::vector<std::string> safetensors;  ///< sorted, without sidecar and hidden files
   std::optional<std::string> index;      ///< the *.safetensors.index.json to use
+  std::vector<std::string> gguf;         ///< sorted *.gguf files, without hidden ones
   std::vector<std::string> pickles;      ///< sorted; only ever named in messages
 };
 

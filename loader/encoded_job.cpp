@@ -39,7 +39,7 @@ class TensorReader {
 
   EncodedTensor read(const TensorSource& source) {
     const TensorInfo& info = source.tensor->info;
-    EncodedTensor tensor{source.name, info.dtype, info.shape, nullptr};
+    EncodedTensor tensor{source.name, info.dtype, info.shape, nullptr, info.block_type};
     std::vector<std::byte> bytes(static_cast<size_t>(bytes_of(source)));
     int64_t begin = info.begin;
     if (source.ref.expert < 0 && is_expert_part(source.ref.part)) {

@@ -110,7 +110,8 @@ bool is_auxiliary_segment(std::string_view segment) {
 
 bool names_an_expert(const std::vector<std::string_view>& segments) {
   return std::any_of(segments.begin(), segments.end(), [](std::string_view s) {
-    return s.find("expert") != std::string_view::npos && s.find("shared") == std::string_view::npos;
+    return s.ends_with("_exps") || (s.find("expert") != std::string_view::npos &&
+                                    s.find("shared") == std::string_view::npos);
   });
 }
 

@@ -90,8 +90,9 @@ struct TensorPattern {
 /// One model family: one row of the table that load, verify, synth and export read.
 struct FamilySpec {
   std::string_view name;
-  std::vector<std::string_view> model_types;  ///< values of `model_type` in config.json
-  std::string_view container = "layers";      ///< {prefix}layers.{l}. ...
+  std::vector<std::string_view> model_types;   ///< values of `model_type` in config.json
+  std::string_view container = "layers";       ///< {prefix}layers.{l}. ...
+  std::string_view default_prefix = "model.";  ///< in messages, where no tensor shows it
   /// Spellings of {b}, the module that holds the MoE layer; the first is what exporters write.
   std::vector<std::string_view> blocks = {"mlp"};
   std::vector<TensorPattern> tensors;
@@ -101,6 +102,8 @@ struct FamilySpec {
   /// Shared experts are a module beside the block, not inside it: references of the block leave
   /// them out (Granite).
   bool shared_beside_block = false;
+  /// Tensors of one layer may differ in type (GGUF); elsewhere an odd one out is damage.
+  bool mixed_types = false;
   /// Reads config.json into what the layers compute (family_config.cpp).
   void (*read)(const ConfigReader& config, MoeLayerSpec& layer) = nullptr;
 };

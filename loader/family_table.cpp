@@ -2,6 +2,7 @@
 
 #include "loader/family_config.h"
 #include "loader/family_spec.h"
+#include "loader/gguf_family.h"
 
 // The family table: names on disk, one row a family. To add a family, write a row from the
 // spellings below and point it at a reader in family_config.cpp.
@@ -400,6 +401,7 @@ std::vector<FamilySpec> make_table() {
                    .model_types = {"interns1_pro", "interns1_pro_text", "interns1_moe"},
                    .tensors = join({standard_experts(), gate_router()}),
                    .read = read::interns1_pro});
+  table.push_back(gguf_family());
   return table;
 }
 

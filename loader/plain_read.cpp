@@ -8,7 +8,7 @@ namespace gantry {
 namespace {
 
 struct Chunk {
-  const SafetensorsFile* file;
+  const WeightFile* file;
   int64_t begin;
   int64_t end;
 };
@@ -20,7 +20,7 @@ double plain_read_gb_s(const Checkpoint& checkpoint, const Threads& threads, int
   constexpr int64_t kReadBytes = int64_t{256} << 10;  // a call: stays in the L2 cache
   std::vector<Chunk> chunks;
   int64_t total = 0;
-  for (const SafetensorsFile& file : checkpoint.files()) {
+  for (const WeightFile& file : checkpoint.files()) {
     const int64_t end = file.file_bytes();
     for (int64_t begin = 0; begin < end && total < max_bytes; begin += kChunkBytes) {
       chunks.push_back({&file, begin, std::min(end, begin + kChunkBytes)});

@@ -113,7 +113,7 @@ void report_non_finite(const Checkpoint& checkpoint, const TensorSource& source,
 int64_t run_read_job(const Checkpoint& checkpoint, const ReadJob& job, const LoadOptions& options,
                      LoadLedger& ledger, LoadReport& report) {
   const CheckpointTensor& tensor = *job.source->tensor;
-  const SafetensorsFile& file = checkpoint.files()[static_cast<size_t>(tensor.file)];
+  const WeightFile& file = checkpoint.files()[static_cast<size_t>(tensor.file)];
   const int64_t element = size_of(tensor.info.dtype);
   const int64_t row_bytes = job.slab_cols * element;
   const int64_t rows_per_chunk = std::max<int64_t>(1, options.staging_bytes / row_bytes);

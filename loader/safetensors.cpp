@@ -22,8 +22,12 @@ int64_t TensorInfo::num_elements() const noexcept {
   return count;
 }
 
+std::string type_text(const TensorInfo& tensor) {
+  return tensor.block_type.empty() ? std::string(to_string(tensor.dtype)) : tensor.block_type;
+}
+
 std::string describe(const TensorInfo& tensor) {
-  return fmt::format("[{}] {}", fmt::join(tensor.shape, ", "), to_string(tensor.dtype));
+  return fmt::format("[{}] {}", fmt::join(tensor.shape, ", "), type_text(tensor));
 }
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {

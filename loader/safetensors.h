@@ -12,17 +12,23 @@
 
 namespace gantry GANTRY_API {
 
-/// One tensor of a safetensors file, as its header declares it.
+/// One tensor of a file, as its header declares it.
 struct TensorInfo {
   std::string name;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   int64_t begin = 0;  ///< first byte, from the start of the file
   int64_t end = 0;    ///< one past the last byte
+  /// GGUF: the ggml type of a tensor whose rows are blocks ("q4_k"). `shape` counts elements; dtype
+  /// is u8, or f32 if reading the file dequantizes (see GgufFile).
+  std::string block_type = {};
 
   [[nodiscard]] int64_t num_bytes() const noexcept { return end - begin; }
   [[nodiscard]] int64_t num_elements() const noexcept;
 };
+
+/// "bf16", "q4_k"
+std::string type_text(const TensorInfo& tensor);
 
 /// "[8, 48, 64] bf16"
 std::string describe(const TensorInfo& tensor);

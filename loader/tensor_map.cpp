@@ -6,6 +6,7 @@
 #include <set>
 
 #include "kernels/base/check.h"
+#include "loader/encodings/ggml_types.h"
 #include "loader/expected_tensors.h"
 #include "loader/layer_schemes.h"
 #include "loader/tensor_geometry.h"
@@ -100,7 +101,7 @@ class TensorMapBuilder {
     resolve_schemes(checkpoint_, config_, map_.layers_, report_);
     if (!checkpoint_.names_only()) {
       for (auto& source : map_.sources_) {
-        if (!belongs_to_encoded(*source)) check_shape(*source);
+        if (!belongs_to_encoded(*source) || has_blocks(*source)) check_shape(*source);
       }
       for (const MoeLayerSpec& spec : config_.layers)
         check_dtypes(spec);
@@ -130,8 +131,9 @@ class TensorMapBuilder {
                                prefixes.size(), fmt::join(prefixes, "', '"), prefixes[0]),
                    "", "", -1, -1, ""});
     }
-    map_.names_ =
-        std::make_unique<NameMap>(*config_.family, prefixes.empty() ? "model." : prefixes[0]);
+    map_.names_ = std::make_unique<NameMap>(
+        *config_.family,
+        prefixes.empty() ? std::string(config_.family->default_prefix) : prefixes[0]);
   }
 
   void unknown(const std::string& name, const CheckpointTensor& tensor, const TensorRef& ref,
@@ -388,13 +390,19 @@ class TensorMapBuilder {
         std::max_element(votes.begin(), votes.end(),
                          [](const auto& a, const auto& b) { return a.second < b.second; });
     for (const auto& source : map_.sources_) {
-      if (source->ref.layer != spec.layer || belongs_to_encoded(*source)) continue;
+      if (source->ref.layer != spec.layer) continue;
+      if (has_blocks(*source)) {
+        check_block_type(*source);
+        continue;
+      }
+      if (belongs_to_encoded(*source)) continue;
       const DType dtype = source->tensor->info.dtype;
       if (source->ref.part == Part::kHashTable) {
         if (dtype != DType::kI64 && dtype != DType::kI32) wrong_dtype(*source, "i64 or i32");
       } else if (!is_plain_float(dtype)) {
         wrong_dtype(*source, "f32, f16 or bf16");
-      } else if (experts.contains(source.get()) && dtype != usual->first) {
+      } else if (experts.contains(source.get()) && dtype != usual->first &&
+                 !config_.family->mixed_types) {
         wrong_dtype(*source,
                     fmt::format("{} like the layer's other experts", to_string(usual->first)));
       }
@@ -412,10 +420,27 @@ class TensorMapBuilder {
     return map_.layers_.at(source.ref.layer).is_encoded(expert, provided_parts(source.ref.part)[0]);
   }
 
+  // GGUF: the tensor is stored in blocks, and shape and type of a block tensor are declared.
+  static bool has_blocks(const TensorSource& source) {
+    return !source.tensor->info.block_type.empty();
+  }
+
+  void check_block_type(const TensorSource& source) {
+    const TensorInfo& info = source.tensor->info;
+    const GgmlType* type = find_ggml_type(info.block_type);
+    const bool readable = type != nullptr && type->decode != nullptr;
+    if (!readable) {
+      wrong_dtype(source, "a ggml type that can be read");
+    } else if (info.dtype != DType::kF32 &&
+               (source.ref.kind != TensorKind::kWeight || !is_expert_part(source.ref.part))) {
+      wrong_dtype(source, "f32, f16 or bf16");
+    }
+  }
+
   void wrong_dtype(const TensorSource& source, std::string_view expected) {
     find(FindingKind::kDType, source.ref, source.name, source.tensor,
          fmt::format("{}: expected {}, found {}", source.name, expected,
-                     to_string(source.tensor->info.dtype)));
+                     type_text(source.tensor->info)));
   }
 
   void add_notes() {

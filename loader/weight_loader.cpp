@@ -106,10 +106,25 @@ class SmallTensorReader {
   LoadStats& stats_;
 };
 
-// Quantized matrices are decoded to f32: slots of the reference path hold exact values.
+// Slots of one dtype: f32 where matrices differ in type, as GGUF files have them.
+DType expert_dtype(const LayerTensors& tensors) {
+  const DType dtype = tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
+  for (size_t e = 0; e < tensors.experts.size(); ++e) {
+    for (const auto& part : tensors.experts[e].parts) {
+      if (part[0] != nullptr && part[0]->tensor->info.dtype != dtype) return DType::kF32;
+    }
+  }
+  return dtype;
+}
+
 DType shared_dtype(const LayerTensors& tensors) {
   if (tensors.has_encoded_shared()) return DType::kF32;
-  return tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype;
+  const DType dtype = tensors.single(Part::kSharedW2, TensorKind::kWeight)->tensor->info.dtype;
+  for (const Part part : {Part::kSharedW1, Part::kSharedW3}) {
+    const TensorSource* source = tensors.single(part, TensorKind::kWeight);
+    if (source != nullptr && source->tensor->info.dtype != dtype) return DType::kF32;
+  }
+  return dtype;
 }
 
 }  // namespace
@@ -140,9 +155,8 @@ SlotLayout WeightLoader::expert_layout(const MoeLayerSpec& spec, const LayerTens
                                        const Slice& slice) const {
   const int64_t h = spec.expert_hidden_size;
   if (!tensors.has_encoded_experts()) {
-    const DType dtype =
-        tensors.expert_source(0, Part::kW2, TensorKind::kWeight)->tensor->info.dtype;
-    return SlotLayout::create(dtype, spec.gated(), tensors.expert_bias, slice.size(), h);
+    return SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias,
+                              slice.size(), h);
   }
   const ExpertFormats formats = expert_formats(*checkpoint_, spec, tensors, slice);
   if (!formats.reason.empty()) {

@@ -16,7 +16,7 @@ MoeModel::MoeModel(const std::filesystem::path& directory, bool names_only)
     : checkpoint_(std::make_unique<Checkpoint>(names_only ? Checkpoint::open_names_only(directory)
                                                           : Checkpoint::open(directory))),
       config_(std::make_unique<MoeModelConfig>(read_moe_config(checkpoint_->config_text(),
-                                                               (directory / "config.json").string(),
+                                                               checkpoint_->config_source(),
                                                                checkpoint_->quant_sidecars()))),
       report_(std::make_unique<LoadReport>()) {
   tensors_ = std::make_unique<TensorMap>(TensorMap::build(*checkpoint_, *config_, *report_));

@@ -62,7 +62,7 @@ std::string spelling(const MoeModel& model, const MoeLayerSpec& spec) {
 
 std::string dtype_text(const TensorSource* source) {
   if (source == nullptr || source->tensor->file < 0) return "-";
-  return std::string(to_string(source->tensor->info.dtype));
+  return type_text(source->tensor->info);
 }
 
 // Of the tensors of a layer's experts, each counted once.
@@ -85,8 +85,10 @@ int64_t expert_bytes(const LayerTensors& tensors) {
 // "bf16", or the scheme of a quantized matrix.
 std::string matrix_text(const LayerTensors& tensors, int expert, Part part) {
   const QuantScheme* scheme = tensors.matrices(expert).schemes[expert_part_index(part)];
-  return scheme != nullptr ? fmt::format("[{}]", describe(*scheme))
-                           : dtype_text(tensors.any_source(expert, part));
+  const TensorSource* source = tensors.any_source(expert, part);
+  const bool says_itself = source != nullptr && !source->tensor->info.block_type.empty();
+  return scheme != nullptr && !says_itself ? fmt::format("[{}]", describe(*scheme))
+                                           : dtype_text(source);
 }
 
 // "0-2,5"
@@ -264,7 +266,7 @@ void add_inspect_command(CLI::App& app, std::function<int()>& chosen) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* command =
       app.add_subcommand("inspect", "What a checkpoint holds and what a rank would load of it");
-  command->add_option("DIR", options->directory, "checkpoint directory")->required();
+  command->add_option("DIR", options->directory, "checkpoint directory or .gguf file")->required();
   command->add_option("--rank", options->rank, "the rank whose load plan is shown")
       ->capture_default_str();
   add_parallel_options(*command, options->parallel);

@@ -250,7 +250,7 @@ int run_run(const RunOptions& options) {
 void add_run_command(CLI::App& app, std::function<int()>& chosen) {
   auto options = std::make_shared<RunOptions>();
   CLI::App* command = app.add_subcommand("run", "Loads MoE layers and runs them, with times");
-  command->add_option("DIR", options->directory, "checkpoint directory")->required();
+  command->add_option("DIR", options->directory, "checkpoint directory or .gguf file")->required();
   command->add_option("--layers", options->layers, "N or A-B (default: all MoE layers)");
   command->add_option("--tokens", options->tokens, "random tokens")->capture_default_str();
   command->add_option("--input", options->input, "safetensors file with hidden_states [T, H]");

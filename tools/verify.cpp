@@ -155,7 +155,7 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
   auto options = std::make_shared<VerifyOptions>();
   CLI::App* command = app.add_subcommand(
       "verify", "Proves that a checkpoint loads completely and computes what it should");
-  command->add_option("DIR", options->directory, "checkpoint directory")->required();
+  command->add_option("DIR", options->directory, "checkpoint directory or .gguf file")->required();
   command->add_flag("--names-only", options->names_only,
                     "check names from config.json and the index alone, without weight files");
   command->add_option("--reference", options->reference,

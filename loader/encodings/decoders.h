@@ -36,5 +36,6 @@ WeightFormat nvfp4_format(const QuantScheme& scheme, const EncodedMatrix& matrix
 DecodedMatrix decode_fp8_e5m2(const QuantScheme& scheme, const EncodedMatrix& matrix);
 DecodedMatrix decode_bnb_4bit(const QuantScheme& scheme, const EncodedMatrix& matrix);
 DecodedMatrix decode_bnb_int8(const QuantScheme& scheme, const EncodedMatrix& matrix);
+DecodedMatrix decode_gguf(const QuantScheme& scheme, const EncodedMatrix& matrix);
 
 }  // namespace gantry

@@ -28,7 +28,7 @@ bool is_mxfp8(const QuantScheme& s, const EncodedMatrix& m) {
 }
 
 // A new encoding is one reader and one row.
-constexpr std::array<Encoding, 12> kEncodings = {{
+constexpr std::array<Encoding, 13> kEncodings = {{
     {"gptq",
      [](const QuantScheme& s, const EncodedMatrix& m) {
        return has(m, "qweight", DType::kI32) && s.int_packing == IntPacking::kGptq;
@@ -91,6 +91,12 @@ constexpr std::array<Encoding, 12> kEncodings = {{
        return has(m, "weight", DType::kI8) && m.find("SCB") != nullptr;
      },
      nullptr, nullptr, decode_bnb_int8},
+    {"gguf",
+     [](const QuantScheme&, const EncodedMatrix& m) {
+       const EncodedTensor* weight = m.find("weight");
+       return weight != nullptr && !weight->block_type.empty();
+     },
+     nullptr, nullptr, decode_gguf},
 }};
 
 }  // namespace

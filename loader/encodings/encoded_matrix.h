@@ -22,6 +22,7 @@ struct EncodedTensor {
   DType dtype = DType::kU8;
   std::vector<int64_t> shape;
   const std::byte* data = nullptr;
+  std::string block_type = {};  ///< GGUF: its ggml type; `shape` counts elements
 
   [[nodiscard]] int64_t num_elements() const noexcept;
 };

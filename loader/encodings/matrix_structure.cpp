@@ -21,9 +21,11 @@ std::optional<std::string> missing_companion(const QuantScheme& scheme,
     if (scheme.int_packing == IntPacking::kGptq) return first_missing({"qzeros", "scales"});
     return scheme.symmetric ? first_missing({"scales"}) : first_missing({"qzeros", "scales"});
   }
+  const EncodedTensor* weight = matrix.find("weight");
+  if (weight != nullptr && !weight->block_type.empty()) return std::nullopt;  // GGUF
   if (has("blocks")) return first_missing({"scales"});
   const EncodedTensor* packed = matrix.find("weight_packed");
-  const EncodedTensor* codes = packed != nullptr ? packed : matrix.find("weight");
+  const EncodedTensor* codes = packed != nullptr ? packed : weight;
   if (codes == nullptr) return "weight";
   if (scheme.method == "bitsandbytes") {
     return codes->dtype == DType::kI8 ? first_missing({"SCB"})

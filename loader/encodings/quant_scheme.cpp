@@ -227,6 +227,8 @@ QuantScheme read_scheme(const nlohmann::json& object, const std::string& source)
     read_modelopt(config, scheme);
   } else if (method == "quark") {
     read_quark(config, scheme);
+  } else if (method == "gguf") {
+    // Each tensor says how it is written.
   } else if (method == "mxfp4" || method == "mxfp8") {
     scheme.grid = ScaleGrid::kGroup;
     scheme.group_size = 32;

@@ -77,7 +77,7 @@ struct Row {
   ScaleIndex (*index)(const QuantScheme& scheme, const EncodedMatrix& matrix,
                       const EncodedTensor& scales);
 };
-constexpr std::array<Row, 12> kRows = {
+constexpr std::array<Row, 13> kRows = {
     {{"gptq", {"scales"}, true, index_groups_first},
      {"awq", {"scales"}, true, index_groups_first},
      {"pack-quantized", {"weight_scale"}, true, index_packed_int},
@@ -89,7 +89,8 @@ constexpr std::array<Row, 12> kRows = {
      {"mxfp4", {"scales", "weight_scale"}, false, index_by_group<32>},
      {"nvfp4", {"weight_scale"}, false, index_by_group<16>},
      {"bitsandbytes 4 bits", {"weight.absmax"}, false, index_flat},
-     {"bitsandbytes int8", {"SCB"}, false, index_rows}}};
+     {"bitsandbytes int8", {"SCB"}, false, index_rows},
+     {"gguf", {}, true, nullptr}}};  // inside the blocks
 
 constexpr std::array<std::string_view, 2> kGlobalScales = {"weight_scale_2", "weight_global_scale"};
 
@@ -182,7 +183,7 @@ std::vector<ScaleView> scale_views(const QuantScheme& scheme, const EncodedMatri
         true;
   }
   for (const std::string_view suffix : row->scales) {
-    const EncodedTensor* tensor = nested ? nullptr : matrix.find(suffix);
+    const EncodedTensor* tensor = nested || suffix.empty() ? nullptr : matrix.find(suffix);
     if (tensor == nullptr) continue;
     ScaleView& view = add(suffix, *tensor);
     view.may_be_negative = row->integer;

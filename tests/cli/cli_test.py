@@ -222,6 +222,22 @@ class CommandTest(unittest.TestCase):
         for split in (["--ep", "9"], ["--tp", "49"], ["--ep", "4", "--dp", "3"], ["--tp", "0"]):
             self.assertEqual(self.verify(GOLDEN / "families" / "mixtral", *split)[0], USAGE, split)
 
+    def test_gguf_directory_and_file(self):
+        golden = GOLDEN / "gguf" / "q4_k_m"
+        for path in (golden, golden / "model.gguf"):
+            code, out, _ = run("inspect", path, "--json")
+            self.assertEqual(code, OK)
+            layer = next(e for e in map(json.loads, out.splitlines()) if e["event"] == "layer")
+            self.assertEqual(layer["experts_dtype"], "q4_k + q6_k")
+            code, out, _ = run("verify", path, "--reference", golden / "moe_io.safetensors",
+                               "--activations", "f32", "--tp", "2", "--ep", "2", "--json")
+            self.assertEqual(code, OK)
+        damaged = self.dir / "damaged.gguf"
+        damaged.write_bytes((golden / "model.gguf").read_bytes().replace(b"qwen3moe", b"qwen9moe"))
+        code, _, err = run("verify", damaged)
+        self.assertEqual(code, FINDING)
+        self.assertIn("qwen9moe", err)
+
     def test_synth_run_inspect(self):
         directory = self.dir / "tiny"
         self.assertEqual(run("synth", "--shape", "tiny", "--layers", "2", directory)[0], OK)

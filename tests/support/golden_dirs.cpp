@@ -7,11 +7,11 @@
 namespace gantry::test {
 namespace {
 
-void add_goldens(const std::filesystem::path& root, const std::string& prefix,
+void add_goldens(const std::filesystem::path& root, const std::string& prefix, const char* model,
                  std::vector<Golden>& goldens) {
   for (const auto& entry : std::filesystem::directory_iterator(root)) {
     if (!std::filesystem::exists(entry.path() / "moe_io.safetensors") ||
-        !std::filesystem::exists(entry.path() / "config.json")) {
+        !std::filesystem::exists(entry.path() / model)) {
       continue;
     }
     std::string name = prefix + entry.path().filename().string();
@@ -27,10 +27,10 @@ std::filesystem::path golden_root() { return GANTRY_TEST_GOLDEN_ROOT; }
 
 namespace {
 
-std::vector<Golden> goldens_of(const std::string& folder, const char* variable) {
+std::vector<Golden> goldens_of(const std::string& folder, const char* variable, const char* model) {
   std::vector<Golden> goldens;
-  add_goldens(golden_root() / folder, "", goldens);
-  if (const char* more = std::getenv(variable)) add_goldens(more, "more_", goldens);
+  add_goldens(golden_root() / folder, "", model, goldens);
+  if (const char* more = std::getenv(variable)) add_goldens(more, "more_", model, goldens);
   std::sort(goldens.begin(), goldens.end(),
             [](const Golden& a, const Golden& b) { return a.name < b.name; });
   return goldens;
@@ -38,8 +38,14 @@ std::vector<Golden> goldens_of(const std::string& folder, const char* variable) 
 
 }  // namespace
 
-std::vector<Golden> family_goldens() { return goldens_of("families", "GANTRY_GOLDEN_DIR"); }
+std::vector<Golden> family_goldens() {
+  return goldens_of("families", "GANTRY_GOLDEN_DIR", "config.json");
+}
 
-std::vector<Golden> quant_goldens() { return goldens_of("quant", "GANTRY_QUANT_DIR"); }
+std::vector<Golden> quant_goldens() {
+  return goldens_of("quant", "GANTRY_QUANT_DIR", "config.json");
+}
+
+std::vector<Golden> gguf_goldens() { return goldens_of("gguf", "GANTRY_QUANT_DIR", "model.gguf"); }
 
 }  // namespace gantry::test

@@ -19,6 +19,9 @@ std::vector<Golden> family_goldens();
 /// The quantized goldens of tests/golden/quant, and of the folder that GANTRY_QUANT_DIR names.
 std::vector<Golden> quant_goldens();
 
+/// The GGUF goldens of tests/golden/gguf, and of the folder that GANTRY_QUANT_DIR names.
+std::vector<Golden> gguf_goldens();
+
 /// tests/golden of the source tree.
 std::filesystem::path golden_root();
 
