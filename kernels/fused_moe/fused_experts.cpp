@@ -311,12 +311,40 @@ void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch
                scratch.rows.size(), scratch.intermediate.size());
 }
 
+// ---- the quantizers of kScheme
+// -------------------------------------------------------------------
+
+void quantize(const Pass& pass, const RowQuantizer& quantizer, ByteBuffer& rows, int64_t stride,
+              int64_t columns, const Threads& threads) {
+  const FusedExpertsCall& call = pass.call;
+  if (call.activations != ActivationDType::kScheme) return;
+  quantize_rows(quantizer,
+                {.rows = rows.data(),
+                 .stride_bytes = stride,
+                 .columns = columns,
+                 .offsets = call.rows.offsets,
+                 .slots = call.experts.slots,
+                 .slot_stride_bytes = call.experts.slot_stride_bytes},
+                call.amax_exchange, threads, pass.scratch.amax.span());
+}
+
+void quantize_x(const Pass& pass, const Threads& threads) {
+  quantize(pass, pass.call.x_quantizer, pass.scratch.rows, pass.row_stride,
+           pass.call.experts.hidden_size(), threads);
+}
+
+void quantize_intermediate(const Pass& pass, const Threads& threads) {
+  quantize(pass, pass.call.intermediate_quantizer, pass.scratch.intermediate, pass.mid_stride,
+           pass.call.experts.intermediate_size(), threads);
+}
+
 }  // namespace
 
 void FusedExpertsScratchSize::cover(const FusedExpertsScratchSize& other) noexcept {
   rows_bytes = std::max(rows_bytes, other.rows_bytes);
   intermediate_bytes = std::max(intermediate_bytes, other.intermediate_bytes);
   num_slots = std::max(num_slots, other.num_slots);
+  amax_values = std::max(amax_values, other.amax_values);
 }
 
 FusedExpertsScratchSize fused_experts_scratch(const PackedExperts& experts,
@@ -348,6 +376,10 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
   const PackedExperts& experts = call.experts;
   const int64_t num_rows = call.rows.offsets.empty() ? 0 : call.rows.offsets.back();
   check_call(call, scratch, fused_experts_scratch(experts, kernels, num_rows));
+  GANTRY_CHECK(
+      call.activations == ActivationDType::kBF16 || kernels.gemm->rows == ActivationDType::kF32,
+      ErrorCode::kInvalidArgument, "fused_experts: {} rounds {} activations to bf16",
+      kernels.gemm->name, to_string(call.activations));
   Pass pass{.call = call,
             .kernels = kernels,
             .scratch = scratch,
@@ -360,8 +392,10 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
   // Lambdas that capture one reference fit into std::function without an allocation.
   parallel_for(threads, ceil_div(num_rows, kGatherRows),
                [&pass](int64_t task) { gather_task(pass, task); });
+  quantize_x(pass, threads);
   parallel_for(threads, plan_w13(pass, num_threads),
                [&pass](int64_t task) { w13_task(pass, task); });
+  quantize_intermediate(pass, threads);
   parallel_for(threads, plan_w2(pass, num_threads), [&pass](int64_t task) { w2_task(pass, task); });
 }
 
