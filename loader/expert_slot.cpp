@@ -15,7 +15,7 @@ int64_t align_up(int64_t bytes) {
 }  // namespace
 
 SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t intermediate_size,
-                              int64_t hidden_size) {
+                              int64_t hidden_size, bool static_inputs) {
   constexpr int64_t kMaxSize = int64_t{1} << 24;  // keeps every product below far inside 64 bits
   GANTRY_CHECK(is_plain_float(dtype), ErrorCode::kInvalidArgument,
                "slot layout: expected f32, f16 or bf16, found {}", to_string(dtype));
@@ -27,6 +27,7 @@ SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t interm
   layout.dtype = dtype;
   layout.gated = gated;
   layout.bias = bias;
+  layout.static_inputs = static_inputs;
   layout.intermediate_size = intermediate_size;
   layout.hidden_size = hidden_size;
 
@@ -42,8 +43,17 @@ SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t interm
   layout.w2 = place(layout.w2_panels.bytes());
   layout.b13 = place(bias ? layout.w13_rows() * 4 : 0);
   layout.b2 = place(bias ? hidden_size * 4 : 0);
+  layout.input_scales = place(static_inputs ? (gated ? 3 : 2) * int64_t{sizeof(float)} : 0);
   layout.stride_bytes = end;
   return layout;
+}
+
+int64_t SlotLayout::input_scale_offset(Part part) const {
+  GANTRY_CHECK(
+      static_inputs && (part == Part::kW1 || part == Part::kW2 || (part == Part::kW3 && gated)),
+      ErrorCode::kInvalidArgument, "the slot holds no input scale of {}", to_string(part));
+  const int64_t index = part == Part::kW1 ? 0 : part == Part::kW2 ? 1 : 2;
+  return input_scales.offset + index * int64_t{sizeof(float)};
 }
 
 PackedExperts SlotLayout::experts(const std::byte* slots, int64_t num_slots) const noexcept {

@@ -149,8 +149,10 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
   weights.spec = spec;
   weights.parallel = parallel;
   const Slice slice = split_evenly(spec.intermediate_size, parallel.tp_size, parallel.tp_rank());
-  weights.layout = SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias,
-                                      slice.size(), spec.expert_hidden_size);
+  weights.activations = layer_activations(tensors, spec, config_->quant);
+  weights.layout =
+      SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias, slice.size(),
+                         spec.expert_hidden_size, weights.activations.format.is_static());
   weights.num_slots = experts.num_slots(parallel.ep_rank());
   if (with_memory) {
     weights.slots =
@@ -178,6 +180,7 @@ LoadPlan WeightLoader::plan(int layer, const ParallelConfig& parallel,
   LoadLedger ledger;
   const LoadDestination destination{
       .layout = weights.layout,
+      .activations = weights.activations,
       .slots = nullptr,
       .shared_layout = weights.shared_layout,
       .shared = nullptr,
@@ -214,6 +217,7 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
 
   LoadLedger ledger;
   const LoadDestination destination{.layout = weights.layout,
+                                    .activations = weights.activations,
                                     .slots = weights.slots.data(),
                                     .shared_layout = weights.shared_layout,
                                     .shared = weights.shared.data(),
@@ -234,6 +238,10 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
         run_encoded_job(*checkpoint_, *config_, *spec, tensors,
                         plan.encoded_jobs[static_cast<size_t>(task)], options, ledger, report);
   });
+  for (const InputScaleJob& job : plan.input_scale_jobs) {
+    bytes_read +=
+        run_input_scale_job(*checkpoint_, layer, job, weights.activations, ledger, report);
+  }
   ledger.finish(report);
 
   LoadStats own;
