@@ -172,7 +172,8 @@ int64_t expert_bytes(const MoeLayerWeights& weights) noexcept {
 }
 
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,
-                            const FusedMoeOptions& options, uint64_t seed) {
+                            FusedMoeOptions options, const std::string& activations,
+                            uint64_t seed) {
   const DType dtype = format_dtype(format);
   std::vector<SynthShape> shapes = synth_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(),
@@ -185,7 +186,11 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
   resize(found->config, 1, 0);
   const MoeModelConfig config = read_moe_config(found->config.dump(), "config.json");
   GANTRY_CHECK(!config.layers.empty(), ErrorCode::kInternal, "shape {} has no MoE layer", shape);
-  BenchModel model{.shape = std::string(shape), .format = std::string(format), .layers = {}};
+  BenchModel model{.shape = std::string(shape),
+                   .format = std::string(format),
+                   .activations = choose_activations(activations, std::nullopt),
+                   .layers = {}};
+  options.activations = model.activations.dtype;
   WeightSource source(dtype, seed);
   for (int64_t bytes = 0; bytes < min_bytes;) {
     MoeLayerWeights weights = make_weights(config.layers[0], dtype, source);
@@ -196,11 +201,15 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
 }
 
 BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
-                            const FusedMoeOptions& options) {
+                            FusedMoeOptions options, const std::string& activations) {
   MoeModel opened(directory, /*names_only=*/false);
   GANTRY_CHECK(opened.report().ok(), ErrorCode::kFormat, "{}", summarize(opened.report(), 10));
   const WeightLoader loader(opened.checkpoint(), opened.config(), opened.tensors());
-  BenchModel model{.shape = directory, .format = "", .layers = {}};
+  BenchModel model{.shape = directory,
+                   .format = "",
+                   .activations = choose_activations(activations, opened.config().quant),
+                   .layers = {}};
+  options.activations = model.activations.dtype;
   LoadOptions load;
   load.threads = options.threads;
   LoadStats stats;
