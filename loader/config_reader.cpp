@@ -125,6 +125,10 @@ bool ConfigReader::is_list(std::string_view key) const {
   return has(key) && object_->at(std::string(key)).is_array();
 }
 
+bool ConfigReader::is_text(std::string_view key) const {
+  return has(key) && object_->at(std::string(key)).is_string();
+}
+
 std::optional<std::vector<std::string>> ConfigReader::find_list(std::string_view key) const {
   const std::optional<Value> value = find({key});
   if (!value) return std::nullopt;

@@ -34,6 +34,7 @@ class ConfigReader {
   [[nodiscard]] bool bool_or(Keys keys, bool fallback) const;
   [[nodiscard]] std::string string_or(Keys keys, std::string fallback) const;
   [[nodiscard]] bool is_list(std::string_view key) const;
+  [[nodiscard]] bool is_text(std::string_view key) const;
   /// A list of strings or numbers as text, or nothing.
   [[nodiscard]] std::optional<std::vector<std::string>> find_list(std::string_view key) const;
   /// The entry for this reader's layer of a list with one entry a layer, as text. Nothing where

@@ -15,11 +15,12 @@ int64_t align_up(int64_t bytes) {
 }  // namespace
 
 SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t intermediate_size,
-                              int64_t hidden_size) {
+                              int64_t hidden_size, bool static_inputs) {
   SlotLayout layout;
   layout.dtype = dtype;
   layout.gated = gated;
   layout.bias = bias;
+  layout.static_inputs = static_inputs;
   layout.intermediate_size = intermediate_size;
   layout.hidden_size = hidden_size;
   layout.place_sections({}, {});
@@ -27,11 +28,13 @@ SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t interm
 }
 
 SlotLayout SlotLayout::create(const WeightFormat& w13, const WeightFormat& w2, bool gated,
-                              bool bias, int64_t intermediate_size, int64_t hidden_size) {
+                              bool bias, int64_t intermediate_size, int64_t hidden_size,
+                              bool static_inputs) {
   SlotLayout layout;
   layout.dtype = DType::kF32;
   layout.gated = gated;
   layout.bias = bias;
+  layout.static_inputs = static_inputs;
   layout.intermediate_size = intermediate_size;
   layout.hidden_size = hidden_size;
   layout.place_sections(w13, w2);
@@ -58,7 +61,16 @@ void SlotLayout::place_sections(const WeightFormat& w13_format, const WeightForm
   w2 = place(w2_panels.bytes());
   b13 = place(bias ? w13_rows() * 4 : 0);
   b2 = place(bias ? hidden_size * 4 : 0);
+  input_scales = place(static_inputs ? (gated ? 3 : 2) * int64_t{sizeof(float)} : 0);
   stride_bytes = end;
+}
+
+int64_t SlotLayout::input_scale_offset(Part part) const {
+  GANTRY_CHECK(
+      static_inputs && (part == Part::kW1 || part == Part::kW2 || (part == Part::kW3 && gated)),
+      ErrorCode::kInvalidArgument, "the slot holds no input scale of {}", to_string(part));
+  const int64_t index = part == Part::kW1 ? 0 : part == Part::kW2 ? 1 : 2;
+  return input_scales.offset + index * int64_t{sizeof(float)};
 }
 
 PackedExperts SlotLayout::experts(const std::byte* slots, int64_t num_slots) const noexcept {

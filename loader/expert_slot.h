@@ -24,17 +24,19 @@ struct SlotSection {
 /// is loaded, moved between ranks and digested.
 ///
 /// ```
-///   | w13 panels of [S*J, H] | w2 panels of [H, J] | b13 [S*J] f32 | b2 [H] f32 |
+///   | w13 panels of [S*J, H] | w2 panels of [H, J] | b13 [S*J] f32 | b2 [H] f32 | input scales |
 /// ```
 /// J = this rank's part of the intermediate size; S = 2 with a gate (w1 rows, then w3 rows),
 /// else 1. The order inside the panels is that of PackedLayout. Every section starts at a multiple
 /// of 256 bytes, and so does the next slot: all slots of a layer share one layout. Weights keep the
-/// checkpoint's dtype, or its codes and scales (WeightFormat); biases are widened to f32. A slot
-/// starts as zeros (the padding of panels).
+/// checkpoint's dtype, or its codes and scales (WeightFormat); biases are widened to f32. Static
+/// scales of the inputs of w1, w2 and w3 (with a gate) are f32 each, where the checkpoint has them.
+/// A slot starts as zeros (the padding of panels).
 struct SlotLayout {
   DType dtype = DType::kBF16;  ///< of plain weights; f32 where they are coded
   bool gated = true;
   bool bias = false;
+  bool static_inputs = false;     ///< slots hold the static scales of their inputs
   int64_t intermediate_size = 0;  ///< J
   int64_t hidden_size = 0;        ///< H
   PackedLayout w13_panels;
@@ -43,19 +45,25 @@ struct SlotLayout {
   SlotSection w2;
   SlotSection b13;
   SlotSection b2;
+  SlotSection input_scales;
   int64_t stride_bytes = 0;  ///< from one slot to the next
 
   /// @throws Error kInvalidArgument for sizes that do not fit 64 bits
   static SlotLayout create(DType dtype, bool gated, bool bias, int64_t intermediate_size,
-                           int64_t hidden_size);
+                           int64_t hidden_size, bool static_inputs = false);
   /// For coded weights.
   static SlotLayout create(const WeightFormat& w13, const WeightFormat& w2, bool gated, bool bias,
-                           int64_t intermediate_size, int64_t hidden_size);
+                           int64_t intermediate_size, int64_t hidden_size,
+                           bool static_inputs = false);
+
+  /// Bytes from the start of a slot to the f32 scale of the input of kW1, kW3 or kW2.
+  [[nodiscard]] int64_t input_scale_offset(Part part) const;
 
   [[nodiscard]] int64_t w13_rows() const noexcept { return (gated ? 2 : 1) * intermediate_size; }
   /// Bytes of one slot that come from the checkpoint: without padding and the gaps of alignment.
   [[nodiscard]] int64_t owned_bytes() const noexcept {
-    return w13_panels.owned_bytes() + w2_panels.owned_bytes() + b13.bytes + b2.bytes;
+    return w13_panels.owned_bytes() + w2_panels.owned_bytes() + b13.bytes + b2.bytes +
+           input_scales.bytes;
   }
 
   /// What the kernels read of `num_slots` slots that start at `slots`.
@@ -63,8 +71,9 @@ struct SlotLayout {
 
   friend bool operator==(const SlotLayout& a, const SlotLayout& b) {
     return a.dtype == b.dtype && a.gated == b.gated && a.bias == b.bias &&
-           a.intermediate_size == b.intermediate_size && a.hidden_size == b.hidden_size &&
-           a.w13_panels.format == b.w13_panels.format && a.w2_panels.format == b.w2_panels.format;
+           a.static_inputs == b.static_inputs && a.intermediate_size == b.intermediate_size &&
+           a.hidden_size == b.hidden_size && a.w13_panels.format == b.w13_panels.format &&
+           a.w2_panels.format == b.w2_panels.format;
   }
 
  private:

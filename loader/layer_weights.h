@@ -5,6 +5,7 @@
 
 #include "kernels/base/buffer.h"
 #include "kernels/base/export.h"
+#include "loader/encodings/activation_scheme.h"
 #include "loader/expert_slot.h"
 #include "loader/moe_config.h"
 #include "parallel/expert_map.h"
@@ -18,8 +19,9 @@ struct MoeLayerWeights {
   ParallelConfig parallel;
 
   SlotLayout layout;
-  int64_t num_slots = 0;  ///< L
-  ByteBuffer slots;       ///< num_slots * layout.stride_bytes
+  int64_t num_slots = 0;         ///< L
+  ActivationScheme activations;  ///< how the inputs of the routed experts are quantized
+  ByteBuffer slots;              ///< num_slots * layout.stride_bytes
 
   // Small tensors are widened to f32 (exactly) and are the same on every rank.
   Buffer<float> router;            // [routing.num_experts, H]

@@ -121,8 +121,19 @@ class Planner {
     encoded_jobs_.push_back(std::move(job));
   }
 
+  // The static scale of a quantized matrix' input.
+  void add_input_scale(const LayerTensors& tensors, Part part, int expert,
+                       const LoadDestination& destination, const std::vector<int32_t>& slot_ids) {
+    input_scale_jobs_.push_back(plan_input_scale(layer_, tensors, expert, part,
+                                                 destination.activations, destination.layout,
+                                                 destination.slots, slot_ids, ledger_));
+    bytes_read_ += bytes_to_read(input_scale_jobs_.back());
+    bytes_owned_ += static_cast<int64_t>(slot_ids.size() * sizeof(float));
+  }
+
   LoadPlan finish() {
     LoadPlan plan;
+    plan.input_scale_jobs = std::move(input_scale_jobs_);
     plan.encoded_jobs = std::move(encoded_jobs_);
     plan.bytes_read = bytes_read_;
     plan.bytes_owned = bytes_owned_;
@@ -150,6 +161,7 @@ class Planner {
   LoadLedger& ledger_;
   std::map<std::pair<const TensorSource*, int64_t>, ReadJob> jobs_;
   std::vector<EncodedJob> encoded_jobs_;
+  std::vector<InputScaleJob> input_scale_jobs_;
   int64_t bytes_read_ = 0;
   int64_t bytes_owned_ = 0;
 };
@@ -203,6 +215,9 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
     if (slots.empty()) continue;
     for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !layer.gated()) continue;
+      if (destination.layout.static_inputs) {
+        planner.add_input_scale(tensors, part, expert, destination, slots);
+      }
       for (const TensorKind kind : kinds(tensors.expert_bias)) {
         if (kind == TensorKind::kWeight && tensors.is_encoded(expert, part)) {
           planner.add_encoded(tensors, part, part, expert, intermediate, destination.layout,

@@ -8,6 +8,7 @@
 #include "kernels/base/export.h"
 #include "kernels/grouped_gemm/packed_layout.h"
 #include "loader/expert_slot.h"
+#include "loader/input_scale_job.h"
 #include "loader/load_ledger.h"
 #include "loader/tensor_geometry.h"
 #include "loader/tensor_map.h"
@@ -68,6 +69,7 @@ struct LoadPlan {
 
   std::vector<ReadJob> jobs;
   std::vector<EncodedJob> encoded_jobs;  ///< quantized matrices
+  std::vector<InputScaleJob> input_scale_jobs;
   int64_t bytes_read = 0;
   int64_t bytes_owned = 0;  ///< bytes of all destinations
 };
@@ -76,6 +78,7 @@ struct LoadPlan {
 /// gives a plan that can be counted but not executed.
 struct LoadDestination {
   SlotLayout layout;
+  ActivationScheme activations;
   std::byte* slots = nullptr;
   SlotLayout shared_layout;
   std::byte* shared = nullptr;  ///< where the rank computes shared experts

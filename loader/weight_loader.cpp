@@ -9,6 +9,7 @@
 #include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
 #include "loader/encoded_job.h"
+#include "loader/input_scale_job.h"
 #include "loader/input_scales.h"
 #include "loader/read_job.h"
 
@@ -152,22 +153,23 @@ std::string infeasible_reason(const MoeLayerSpec& layer, int tp_size, int ep_siz
 }
 
 SlotLayout WeightLoader::expert_layout(const MoeLayerSpec& spec, const LayerTensors& tensors,
-                                       const Slice& slice) const {
+                                       const Slice& slice, bool static_inputs) const {
   const int64_t h = spec.expert_hidden_size;
   if (!tensors.has_encoded_experts()) {
     return SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias,
-                              slice.size(), h);
+                              slice.size(), h, static_inputs);
   }
   const ExpertFormats formats = expert_formats(*checkpoint_, spec, tensors, slice);
   if (!formats.reason.empty()) {
     log(LogLevel::kInfo, "layer {}: quantized experts are decoded to f32: {}", spec.layer,
         formats.reason);
-    return SlotLayout::create(DType::kF32, spec.gated(), tensors.expert_bias, slice.size(), h);
+    return SlotLayout::create(DType::kF32, spec.gated(), tensors.expert_bias, slice.size(), h,
+                              static_inputs);
   }
   log(LogLevel::kInfo, "layer {}: experts: w13 {}, w2 {}", spec.layer, to_string(formats.w13),
       to_string(formats.w2));
   return SlotLayout::create(formats.w13, formats.w2, spec.gated(), tensors.expert_bias,
-                            slice.size(), h);
+                            slice.size(), h, static_inputs);
 }
 
 MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
@@ -185,7 +187,8 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
   weights.spec = spec;
   weights.parallel = parallel;
   const Slice slice = split_evenly(spec.intermediate_size, parallel.tp_size, parallel.tp_rank());
-  weights.layout = expert_layout(spec, tensors, slice);
+  weights.activations = layer_activations(tensors, spec);
+  weights.layout = expert_layout(spec, tensors, slice, weights.activations.format.is_static());
   weights.num_slots = experts.num_slots(parallel.ep_rank());
   if (with_memory) {
     weights.slots =
@@ -212,6 +215,7 @@ LoadPlan WeightLoader::plan(int layer, const ParallelConfig& parallel,
   LoadLedger ledger;
   const LoadDestination destination{
       .layout = weights.layout,
+      .activations = weights.activations,
       .slots = nullptr,
       .shared_layout = weights.shared_layout,
       .shared = nullptr,
@@ -250,6 +254,7 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
 
   LoadLedger ledger;
   const LoadDestination destination{.layout = weights.layout,
+                                    .activations = weights.activations,
                                     .slots = weights.slots.data(),
                                     .shared_layout = weights.shared_layout,
                                     .shared = weights.shared.data(),
@@ -270,6 +275,10 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
         run_encoded_job(*checkpoint_, *config_, *spec, tensors,
                         plan.encoded_jobs[static_cast<size_t>(task)], options, ledger, report);
   });
+  for (const InputScaleJob& job : plan.input_scale_jobs) {
+    bytes_read += run_input_scale_job(*checkpoint_, layer, job, weights.activations,
+                                      options.check_finite, ledger, report);
+  }
   ledger.finish(report);
 
   LoadStats own;

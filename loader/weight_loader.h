@@ -67,7 +67,7 @@ class WeightLoader {
   /// Experts keep their dtype or their codes; what kernels have no format for is decoded to f32,
   /// which the log says.
   [[nodiscard]] SlotLayout expert_layout(const MoeLayerSpec& spec, const LayerTensors& tensors,
-                                         const Slice& slice) const;
+                                         const Slice& slice, bool static_inputs) const;
   void load_small_tensors(MoeLayerWeights& weights, const LoadOptions& options, LoadReport& report,
                           LoadStats& stats) const;
 

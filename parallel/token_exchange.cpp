@@ -1,6 +1,7 @@
 #include "parallel/token_exchange.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "kernels/base/check.h"
@@ -82,6 +83,28 @@ ExchangedTokens TokenExchange::dispatch(std::span<const float> hidden_states,
   const int64_t contributed = tokens[static_cast<size_t>(config_.rank)];
   bytes_received_ += (total - contributed) * (hidden_size_ + 2 * top_k_) * 4;
   return {total, own_begin_, hidden_states_, topk_ids_, topk_weights_};
+}
+
+void TokenExchange::max_over_tp(std::span<float> values) {
+  const auto tp = static_cast<size_t>(config_.tp_size);
+  std::vector<int64_t> bytes(static_cast<size_t>(world_->size()), 0);
+  const auto first = static_cast<size_t>(config_.rank - config_.tp_rank());
+  std::fill_n(bytes.begin() + static_cast<ptrdiff_t>(first), tp,
+              static_cast<int64_t>(values.size_bytes()));
+  tp_sent_.resize(tp * values.size());
+  tp_received_.resize(tp * values.size());
+  for (size_t rank = 0; rank < tp; ++rank) {
+    std::copy(values.begin(), values.end(),
+              tp_sent_.begin() + static_cast<ptrdiff_t>(rank * values.size()));
+  }
+  world_->all_to_all(std::as_bytes(std::span(tp_sent_)), bytes,
+                     std::as_writable_bytes(std::span(tp_received_)), bytes);
+  for (size_t i = 0; i < tp_received_.size(); ++i) {
+    float& most = values[i % values.size()];
+    const float other = tp_received_[i];
+    if (other > most || std::isnan(other)) most = other;
+  }
+  bytes_received_ += static_cast<int64_t>((tp - 1) * values.size_bytes());
 }
 
 void TokenExchange::combine(std::span<float> partial, std::span<float> out) {

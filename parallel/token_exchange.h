@@ -39,7 +39,12 @@ class TokenExchange {
   /// tokens to out [T, H]. T' and T are those of the last dispatch.
   void combine(std::span<float> partial, std::span<float> out);
 
-  /// Bytes that this rank has received so far, by dispatch and by combine.
+  /// Collective over all ranks. Replaces each value by the largest that any rank of this rank's TP
+  /// group has there; NaN counts as the largest. TP ranks pass equally many values; ranks of other
+  /// groups may pass another number.
+  void max_over_tp(std::span<float> values);
+
+  /// Bytes that this rank has received so far.
   [[nodiscard]] int64_t bytes_received() const noexcept { return bytes_received_; }
 
  private:
@@ -54,6 +59,8 @@ class TokenExchange {
   std::vector<float> hidden_states_;
   std::vector<int32_t> topk_ids_;
   std::vector<float> topk_weights_;
+  std::vector<float> tp_sent_;      // [tp_size, values]
+  std::vector<float> tp_received_;  // [tp_size, values]
 };
 
 }  // namespace gantry

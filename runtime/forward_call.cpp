@@ -25,6 +25,10 @@ class Stopwatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+void max_over_tp(void* exchange, std::span<float> amax) {
+  static_cast<TokenExchange*>(exchange)->max_over_tp(amax);
+}
+
 }  // namespace
 
 void ForwardCall::run(const MoeInput& input, std::span<float> out) {
@@ -118,6 +122,9 @@ void ForwardCall::run_experts(const MoeInput& input, const ExchangedTokens& toke
   fused_experts({.experts = operands_.routed,
                  .activation = spec.activation,
                  .activations = options_.activations,
+                 .x_quantizer = operands_.x_quantizer,
+                 .intermediate_quantizer = operands_.intermediate_quantizer,
+                 .amax_exchange = {exchange_ == nullptr ? nullptr : max_over_tp, exchange_},
                  .rows = {.token = permutation.row_token.data(),
                           .choice = permutation.row_choice.data(),
                           .offsets = permutation.expert_offsets,
@@ -171,6 +178,7 @@ void ForwardCall::add_shared_experts(const MoeInput& input, std::span<float> own
   fused_experts({.experts = operands_.shared,
                  .activation = weights_.spec.shared.activation,
                  .activations = options_.activations,
+                 // No quantizers: shared experts are plain. kScheme runs them on f32 rows.
                  .rows = {.token = nullptr, .choice = nullptr, .offsets = offsets, .order = order},
                  .x = input.hidden_states,
                  .input_weights = {},

@@ -91,16 +91,16 @@ std::string FusedMoeLayer::kernel_name() const {
 void FusedMoeLayer::replace_weights(MoeLayerWeights weights) {
   const auto old = operands();
   const MoeLayerWeights& before = old->weights;
-  GANTRY_CHECK(weights.layout == before.layout && weights.num_slots == before.num_slots &&
-                   weights.shared.size() == before.shared.size() &&
-                   weights.spec.hidden_size == before.spec.hidden_size &&
-                   weights.spec.num_experts == before.spec.num_experts &&
-                   weights.spec.routing.num_experts == before.spec.routing.num_experts &&
-                   weights.spec.routing.num_slots() == before.spec.routing.num_slots() &&
-                   weights.parallel == before.parallel,
-               ErrorCode::kInvalidArgument,
-               "layer {}: the new weights have another shape or split than those in use",
-               before.spec.layer);
+  GANTRY_CHECK(
+      weights.layout == before.layout && weights.activations == before.activations &&
+          weights.num_slots == before.num_slots && weights.shared.size() == before.shared.size() &&
+          weights.spec.hidden_size == before.spec.hidden_size &&
+          weights.spec.num_experts == before.spec.num_experts &&
+          weights.spec.routing.num_experts == before.spec.routing.num_experts &&
+          weights.spec.routing.num_slots() == before.spec.routing.num_slots() &&
+          weights.parallel == before.parallel,
+      ErrorCode::kInvalidArgument,
+      "layer {}: the new weights have another shape or split than those in use", before.spec.layer);
   check_belongs(weights, experts_);
   auto staged = std::make_shared<const LayerOperands>(std::move(weights), experts_, options_);
   const std::scoped_lock lock(mutex_);
@@ -130,6 +130,7 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens) const {
   workspace.tokens_per_expert_.assign(static_cast<size_t>(spec.num_experts), 0);
 
   FusedExpertsScratchSize size = fused_experts_scratch(held->routed, held->routed_kernels, pairs);
+  size.amax_values = amax_scratch_values(held->intermediate_quantizer, pairs);
   if (held->shared.num_slots > 0) {
     size.cover(fused_experts_scratch(held->shared, held->shared_kernels, max_num_tokens));
   }

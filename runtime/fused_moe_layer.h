@@ -21,6 +21,8 @@ namespace gantry GANTRY_API {
 struct LayerOperands;
 
 struct FusedMoeOptions {
+  /// kScheme: the inputs of the routed experts are quantized as the checkpoint declares; a layer
+  /// that declares nothing runs as with kF32. Shared experts are plain, so theirs are not.
   ActivationDType activations = ActivationDType::kBF16;
   IsaSet isas = host_isas();
   Avx512Dot avx512_dot = avx512_dot_choice().flavour;
@@ -64,7 +66,8 @@ class FusedMoeLayer {
   /// @param world   ranks of weights.parallel; may be null for a single rank; must outlive the
   /// layer
   /// @throws Error kInvalidArgument if weights, map and world do not belong together
-  /// @throws Error kUnsupported if no kernel of `options.isas` reads the weights
+  /// @throws Error kUnsupported if no kernel of `options.isas` reads the weights, or with kScheme
+  ///         if the checkpoint's scheme cannot be simulated
   FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMoeOptions options,
                 Communicator* world);
   FusedMoeLayer(const FusedMoeLayer&) = delete;

@@ -35,6 +35,50 @@ FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& opti
   return kernels;
 }
 
+// w1 and w3 read the same rows, which are quantized once.
+void check_input_scales(const MoeLayerWeights& weights) {
+  const SlotLayout& layout = weights.layout;
+  if (!layout.static_inputs) return;
+  for (int64_t slot = 0; slot < weights.num_slots; ++slot) {
+    const auto scale = [&](Part part) {
+      return *reinterpret_cast<const float*>(weights.slots.data() + slot * layout.stride_bytes +
+                                             layout.input_scale_offset(part));
+    };
+    GANTRY_CHECK(scale(Part::kW1) > 0.0F && scale(Part::kW2) > 0.0F, ErrorCode::kUnsupported,
+                 "layer {}, slot {}: an input scale is missing or not above 0; bf16 and f32 "
+                 "activations can run",
+                 weights.spec.layer, slot);
+    if (!layout.gated) continue;
+    GANTRY_CHECK(scale(Part::kW1) == scale(Part::kW3), ErrorCode::kUnsupported,
+                 "layer {}, slot {}: the static input scales of w1 and w3 differ ({} and {}): "
+                 "their inputs cannot be quantized together; bf16 and f32 activations can run",
+                 weights.spec.layer, slot, scale(Part::kW1), scale(Part::kW3));
+  }
+}
+
+RowQuantizer make_quantizer(const MoeLayerWeights& weights, Part part) {
+  RowQuantizer quantizer;
+  quantizer.format = weights.activations.format;
+  if (weights.layout.static_inputs) {
+    quantizer.scale_offset = weights.layout.input_scale_offset(part);
+  }
+  const ParallelConfig& parallel = weights.parallel;
+  if (part != Part::kW2) {
+    quantizer.whole_columns = weights.spec.expert_hidden_size;
+    return quantizer;
+  }
+  quantizer.whole_columns = weights.spec.intermediate_size;
+  for (int rank = 0; rank < parallel.tp_size; ++rank) {
+    const Slice slice = split_evenly(quantizer.whole_columns, parallel.tp_size, rank);
+    if (rank == parallel.tp_rank()) quantizer.first_column = slice.begin;
+    const int64_t group = quantizer.format.group_size;
+    const bool cuts_group = rank > 0 && group > 0 && slice.begin % group != 0;
+    const bool cuts_row = rank > 0 && quantizer.format.needs_whole_row();
+    quantizer.spans_ranks |= quantizer.format.needs_amax() && (cuts_group || cuts_row);
+  }
+  return quantizer;
+}
+
 }  // namespace
 
 LayerOperands::LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts,
@@ -43,6 +87,16 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts,
   const MoeLayerSpec& spec = weights.spec;
   const int ep_rank = weights.parallel.ep_rank();
   routed = weights.layout.experts(weights.slots.data(), weights.num_slots);
+  if (options.activations == ActivationDType::kScheme) {
+    GANTRY_CHECK(weights.activations.refusal.empty(), ErrorCode::kUnsupported,
+                 "layer {}: activations cannot be quantized as the checkpoint declares: {}",
+                 spec.layer, weights.activations.refusal);
+    check_input_scales(weights);
+    x_quantizer = make_quantizer(weights, Part::kW1);
+    intermediate_quantizer = make_quantizer(weights, Part::kW2);
+    log(LogLevel::kDebug, "layer {}: inputs of the experts: {}", spec.layer,
+        describe(weights.activations));
+  }
   routed_kernels = select(weights.layout, options, spec.layer, "experts");
   if (weights.shared.size() > 0) {
     shared = weights.shared_layout.experts(weights.shared.data(), 1);

@@ -31,6 +31,8 @@ struct LayerOperands {
   DenseOperand router;
   DenseOperand latent_in;
   DenseOperand latent_out;
+  RowQuantizer x_quantizer;  // of the routed experts, with ActivationDType::kScheme
+  RowQuantizer intermediate_quantizer;
   FusedExpertsKernels routed_kernels;
   FusedExpertsKernels shared_kernels;
   FusedExpertsKernels dense_kernels;

@@ -1,5 +1,6 @@
 #include "runtime/reference.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -55,8 +56,12 @@ void merge(ReferenceBlock& block, const ReferenceBlock& other, const std::string
   GANTRY_CHECK(block.input == other.input, ErrorCode::kFormat,
                "{}: {} and {} are of one layer but have different inputs", file, block.name,
                other.name);
+  GANTRY_CHECK(block.output_act_quant.size() == other.output_act_quant.size(), ErrorCode::kFormat,
+               "{}: only one of {} and {} has an output_act_quant", file, block.name, other.name);
   for (size_t i = 0; i < block.output.size(); ++i)
     block.output[i] += other.output[i];
+  for (size_t i = 0; i < block.output_act_quant.size(); ++i)
+    block.output_act_quant[i] += other.output_act_quant[i];
   block.name += " + " + other.name;
   block.has_shared = true;
 }
@@ -80,11 +85,14 @@ Reference read_reference(const std::filesystem::path& path, const MoeModelConfig
                  ErrorCode::kFormat,
                  "{}: {}: expected input and output of [T, {}], found {} and {}", path.string(),
                  block, spec->hidden_size, describe(input), describe(*output));
-    ReferenceBlock found{block,
-                         read_floats(file, input),
-                         read_floats(file, *output),
-                         {},
-                         !config.family->shared_beside_block};
+    ReferenceBlock found{block, read_floats(file, input),           read_floats(file, *output), {},
+                         {},    !config.family->shared_beside_block};
+    if (const TensorInfo* quantized = file.find(block + ".output_act_quant")) {
+      GANTRY_CHECK(quantized->shape == input.shape, ErrorCode::kFormat,
+                   "{}: {}: expected {}, found {}", path.string(), quantized->name, describe(input),
+                   describe(*quantized));
+      found.output_act_quant = read_floats(file, *quantized);
+    }
     // A block whose experts have an input of their own: the block's input is the router's.
     if (const TensorInfo* experts = file.find(block + ".experts.input")) {
       found.router_input = std::exchange(found.input, read_floats(file, *experts));
@@ -97,6 +105,11 @@ Reference read_reference(const std::filesystem::path& path, const MoeModelConfig
                path.string());
   reference.token_ids = read_token_ids(file);
   return reference;
+}
+
+bool Reference::has_act_quant() const noexcept {
+  return std::any_of(blocks.begin(), blocks.end(),
+                     [](const auto& entry) { return !entry.second.output_act_quant.empty(); });
 }
 
 double relative_error(const std::vector<float>& y, const std::vector<float>& reference) {

@@ -13,17 +13,23 @@ namespace gantry GANTRY_API {
 
 /// What one MoE block got and gave.
 struct ReferenceBlock {
-  std::string name;                 ///< the block's path, as the file spells it
-  std::vector<float> input;         // [T, H]
-  std::vector<float> output;        // [T, H]
+  std::string name;           ///< the block's path, as the file spells it
+  std::vector<float> input;   // [T, H]
+  std::vector<float> output;  // [T, H]
+  /// [T, H] with quantized activations, or empty
+  std::vector<float> output_act_quant;
   std::vector<float> router_input;  // [T, H] where the router sees something else, or empty
   bool has_shared = true;           ///< false: the output leaves the shared experts out
 };
 
-/// Reference outputs: "<block>.input" and "<block>.output" of MoE blocks in a safetensors file.
+/// Reference outputs: "<block>.input" and "<block>.output" of MoE blocks in a safetensors file, and
+/// "<block>.output_act_quant" where the checkpoint quantizes activations.
 struct Reference {
   std::map<int, ReferenceBlock> blocks;  ///< by decoder layer
   std::vector<int32_t> token_ids;        ///< [T] from "input_ids", or empty
+
+  /// Some block has an output_act_quant.
+  [[nodiscard]] bool has_act_quant() const noexcept;
 };
 
 /// Reads the blocks of MoE layers. Block paths may be those of the checkpoint or of the module

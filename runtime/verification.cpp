@@ -1,18 +1,79 @@
 #include "runtime/verification.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "kernels/base/check.h"
+#include "loader/input_scale_job.h"
 
 namespace gantry {
 
 double default_tolerance(ActivationDType activations) noexcept {
-  return activations == ActivationDType::kF32 ? 1e-5 : 1e-2;
+  return activations == ActivationDType::kBF16 ? 1e-2 : 1e-5;
 }
+
+double scheme_tolerance(const RowFormat& format, int64_t num_values) noexcept {
+  constexpr double kPeak = 8.0;
+  constexpr double kSumError = 1e-6;
+  double step = 2.0 / 6.0;
+  switch (format.kind) {
+    case RowQuantization::kNone:
+      return default_tolerance(ActivationDType::kScheme);
+    case RowQuantization::kInt8Static:
+    case RowQuantization::kInt8Token:
+      step = 1.0 / 127.0;
+      break;
+    case RowQuantization::kFp8Static:
+    case RowQuantization::kFp8Token:
+    case RowQuantization::kFp8Group:
+    case RowQuantization::kMxFp8:
+      step = 32.0 / 448.0;
+      break;
+    default:
+      break;
+  }
+  const double one_flip = step * step / static_cast<double>(std::max<int64_t>(1, num_values));
+  return default_tolerance(ActivationDType::kScheme) +
+         kPeak * std::sqrt(one_flip + 2.0 * kSumError * step);
+}
+
+namespace {
+
+ActivationScheme scheme_of(MoeModel& model, const MoeLayerSpec& spec) {
+  return layer_activations(model.tensors().layer(spec.layer), spec);
+}
+
+double limit_of(MoeModel& model, const MoeLayerSpec& spec, const ReferenceBlock& block,
+                const VerifySettings& settings) {
+  if (settings.tolerance > 0.0) return settings.tolerance;
+  if (settings.activations != ActivationDType::kScheme) {
+    return default_tolerance(settings.activations);
+  }
+  const auto num_tokens = static_cast<int64_t>(block.input.size()) / spec.hidden_size;
+  return scheme_tolerance(scheme_of(model, spec).format,
+                          num_tokens * spec.routing.top_k * spec.intermediate_size);
+}
+
+// What a block should compute. With the checkpoint's scheme that is another output: the one for
+// weights alone would say nothing about the quantization of activations.
+const std::vector<float>& expected_output(MoeModel& model, const MoeLayerSpec& spec,
+                                          const ReferenceBlock& block,
+                                          ActivationDType activations) {
+  if (activations != ActivationDType::kScheme) return block.output;
+  if (!block.output_act_quant.empty()) return block.output_act_quant;
+  const ActivationScheme scheme = scheme_of(model, spec);
+  GANTRY_CHECK(!scheme.format.quantizes(), ErrorCode::kInvalidArgument,
+               "layer {}: activations are quantized ({}), but the reference has no "
+               "{}.output_act_quant to compare with",
+               spec.layer, describe(scheme), block.name);
+  return block.output;
+}
+
+}  // namespace
 
 VerifyResult verify_model(MoeModel& model, const Reference* reference,
                           const VerifySettings& settings,
                           const std::function<void(const BlockResult&)>& on_block) {
-  const double limit =
-      settings.tolerance > 0.0 ? settings.tolerance : default_tolerance(settings.activations);
   VerifyResult verified;
   for (const MoeLayerSpec& spec : model.config().layers) {
     const ReferenceBlock* block = nullptr;
@@ -37,13 +98,15 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
     for (const RankResult& result : results)
       verified.load += result.load;
     if (block == nullptr) continue;
+    const std::vector<float>& expected = expected_output(model, spec, *block, settings.activations);
     const std::vector<float> y = gather_outputs(results, settings.parallel);
-    if (y.empty() && !block->output.empty()) continue;  // the load itself had findings
-    const BlockResult result{spec.layer, block->name, relative_error(y, block->output), limit};
+    if (y.empty() && !expected.empty()) continue;  // the load itself had findings
+    const BlockResult result{spec.layer, block->name, relative_error(y, expected),
+                             limit_of(model, spec, *block, settings)};
     if (!result.ok()) {
       model.report().add({FindingKind::kReference,
-                          fmt::format("layer {} ({}): relative error {:.3e} above {:.0e}",
-                                      spec.layer, block->name, result.error, limit),
+                          fmt::format("layer {} ({}): relative error {:.3e} above {:.1e}",
+                                      spec.layer, block->name, result.error, result.limit),
                           "", "", spec.layer, -1, ""});
     }
     verified.blocks.push_back(result);

@@ -32,7 +32,7 @@ struct BenchOptions {
   std::string format = "bf16";
   std::vector<int64_t> tokens = {1, 4, 16, 64, 256, 1024, 4096};
   std::vector<std::string> routing = {"uniform"};
-  std::string activations = "bf16";
+  std::string activations;  // empty: as the checkpoint declares
   std::string output = "md";
   std::string svg;
   std::vector<std::string> peers;
@@ -100,7 +100,8 @@ class Bench {
 
  private:
   [[nodiscard]] double peak_tflops() const {
-    return model_.format != "f32" && model_.format != "f16" && options_.activations == "bf16"
+    return model_.format != "f32" && model_.format != "f16" &&
+                   model_.activations.dtype == ActivationDType::kBF16
                ? ceilings_.bf16_tflops()
                : ceilings_.fma_f32_tflops;
   }
@@ -141,12 +142,13 @@ class Bench {
 BenchModel open_model(const BenchOptions& options, bool batch_invariant) {
   FusedMoeOptions run;
   run.threads = options.common.make_threads();
-  run.activations = options.activations == "f32" ? ActivationDType::kF32 : ActivationDType::kBF16;
   run.batch_invariant = batch_invariant;
   const auto bytes = static_cast<int64_t>(options.rotate_gb * 1e9);
   return options.directory.empty()
-             ? make_bench_model(options.shape, options.format, bytes, run, options.seed)
-             : load_bench_model(options.directory, bytes, run, parse_allowed(options.allow));
+             ? make_bench_model(options.shape, options.format, bytes, run, options.activations,
+                                options.seed)
+             : load_bench_model(options.directory, bytes, run, options.activations,
+                                parse_allowed(options.allow));
 }
 
 int run_bench(const BenchOptions& options) {
@@ -169,12 +171,13 @@ int run_bench(const BenchOptions& options) {
   if (options.batch_invariant) plain.emplace(options, open_model(options, false), ceilings);
 
   if (format == BenchFormat::kMarkdown) {
-    output.text(fmt::format(
-        "{}: {} layer(s) of {} experts, {} weights, {} activations; {}, {} "
-        "thread(s), {}",
-        bench.model().shape, bench.model().layers.size(),
-        bench.model().layers[0]->weights()->num_slots, bench.model().format, options.activations,
-        cpu_model_name(), ceilings.threads, bench.model().layers[0]->kernel_name()));
+    output.text(
+        fmt::format("{}: {} layer(s) of {} experts, {} weights, {} activations; {}, {} "
+                    "thread(s), {}",
+                    bench.model().shape, bench.model().layers.size(),
+                    bench.model().layers[0]->weights()->num_slots, bench.model().format,
+                    bench.model().activations.text, cpu_model_name(), ceilings.threads,
+                    bench.model().layers[0]->kernel_name()));
     output.text(
         fmt::format("ceilings: read {:.1f} GB/s, f32 FMA {:.3f}, bf16 dot {:.3f}, AMX {:.3f} "
                     "TFLOP/s\n",
@@ -238,9 +241,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
       ->delimiter(',')
       ->check(CLI::IsMember({"uniform", "zipf"}))
       ->capture_default_str();
-  command->add_option("--activations", options->activations, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
+  add_activation_option(*command, options->activations);
   command->add_flag("--batch-invariant", options->batch_invariant,
                     "only kernels whose rows do not depend on their batch, and what that costs");
   command->add_option("-o,--output", options->output, "md, csv or jsonl")

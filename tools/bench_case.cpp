@@ -8,6 +8,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
+#include "loader/input_scale_job.h"
 #include "runtime/moe_model.h"
 #include "tools/bench_weights.h"
 #include "tools/synth_shapes.h"
@@ -134,7 +135,8 @@ int64_t expert_bytes(const MoeLayerWeights& weights) noexcept {
 }
 
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,
-                            const FusedMoeOptions& options, uint64_t seed) {
+                            FusedMoeOptions options, const std::string& activations,
+                            uint64_t seed) {
   const BenchWeightFormat& weights_format = find_bench_format(format);
   std::vector<SynthShape> shapes = synth_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(),
@@ -147,7 +149,11 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
   resize(found->config, 1, 0);
   const MoeModelConfig config = read_moe_config(found->config.dump(), "config.json");
   GANTRY_CHECK(!config.layers.empty(), ErrorCode::kInternal, "shape {} has no MoE layer", shape);
-  BenchModel model{.shape = std::string(shape), .format = std::string(format), .layers = {}};
+  BenchModel model{.shape = std::string(shape),
+                   .format = std::string(format),
+                   .activations = choose_activations(activations, {}),
+                   .layers = {}};
+  options.activations = model.activations.dtype;
   WeightSource source(weights_format, seed);
   for (int64_t bytes = 0; bytes < min_bytes;) {
     MoeLayerWeights weights = make_weights(config.layers[0], source);
@@ -158,13 +164,19 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
 }
 
 BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
-                            const FusedMoeOptions& options, const std::vector<FindingKind>& allow) {
+                            FusedMoeOptions options, const std::string& activations,
+                            const std::vector<FindingKind>& allow) {
   MoeModel opened(directory, /*names_only=*/false);
   for (const FindingKind kind : allow)
     opened.report().allow(kind);
   GANTRY_CHECK(opened.report().ok(), ErrorCode::kFormat, "{}", summarize(opened.report(), 10));
   const WeightLoader loader(opened.checkpoint(), opened.config(), opened.tensors());
-  BenchModel model{.shape = directory, .format = "", .layers = {}};
+  BenchModel model{.shape = directory,
+                   .format = "",
+                   .activations = choose_activations(
+                       activations, model_activations(opened.config(), opened.tensors())),
+                   .layers = {}};
+  options.activations = model.activations.dtype;
   LoadOptions load;
   load.threads = options.threads;
   LoadStats stats;

@@ -12,6 +12,7 @@
 #include "loader/layer_weights.h"
 #include "loader/load_report.h"
 #include "runtime/fused_moe_layer.h"
+#include "tools/activation_option.h"
 
 namespace gantry::cli {
 
@@ -19,19 +20,22 @@ namespace gantry::cli {
 struct BenchModel {
   std::string shape;
   std::string format;  ///< of the weights: "bf16"
+  ActivationChoice activations;
   std::vector<std::unique_ptr<FusedMoeLayer>> layers;
 };
 
 /// Makes up layers of a known shape in memory (`tools/synth_shapes.h`), as many as give `min_bytes`
 /// of experts.
+/// @param activations as --activations has it; replaces that of `options`
 /// @throws Error kInvalidArgument for a name or a format that does not exist
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,
-                            const FusedMoeOptions& options, uint64_t seed);
+                            FusedMoeOptions options, const std::string& activations, uint64_t seed);
 
 /// Loads MoE layers of a checkpoint, the first ones until `min_bytes` are there.
 /// @throws Error kFormat if the checkpoint has findings other than of the kinds in `allow`
 BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
-                            const FusedMoeOptions& options, const std::vector<FindingKind>& allow);
+                            FusedMoeOptions options, const std::string& activations,
+                            const std::vector<FindingKind>& allow);
 
 /// Bytes of one expert: what the checkpoint has or what is packed, whichever is less.
 int64_t expert_bytes(const MoeLayerWeights& weights) noexcept;

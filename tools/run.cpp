@@ -6,9 +6,11 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
+#include "loader/input_scale_job.h"
 #include "loader/plain_read.h"
 #include "loader/safetensors_writer.h"
 #include "runtime/moe_model.h"
+#include "tools/activation_option.h"
 #include "tools/commands.h"
 
 namespace gantry::cli {
@@ -24,7 +26,7 @@ struct RunOptions {
   int64_t tokens = 64;
   std::string input;
   std::string output;
-  std::string activations = "bf16";
+  std::string activations;  // empty: as the checkpoint declares
   int repeat = 3;
   uint64_t seed = 0;
   std::vector<std::string> allow;
@@ -175,9 +177,11 @@ int run_run(const RunOptions& options) {
   load.threads = options.common.make_threads();
   FusedMoeOptions run;
   run.threads = load.threads;
-  run.activations = options.activations == "f32" ? ActivationDType::kF32 : ActivationDType::kBF16;
-  output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens,
-                          options.activations, load.threads.resolved_count()));
+  const ActivationChoice activations =
+      choose_activations(options.activations, model_activations(config, model.tensors()));
+  run.activations = activations.dtype;
+  output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
+                          load.threads.resolved_count()));
   if (parallel.ep_size > 1) {
     output.text(
         fmt::format("experts: {}", ExpertMap::create(layers[0].num_experts, parallel.ep_size,
@@ -255,9 +259,7 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--tokens", options->tokens, "random tokens")->capture_default_str();
   command->add_option("--input", options->input, "safetensors file with hidden_states [T, H]");
   command->add_option("--output", options->output, "safetensors file to write layers.N.output to");
-  command->add_option("--activations", options->activations, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
+  add_activation_option(*command, options->activations);
   command->add_option("--repeat", options->repeat, "forward calls a layer; the median is shown")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -5,7 +5,9 @@
 #include <set>
 
 #include "kernels/base/check.h"
+#include "loader/input_scale_job.h"
 #include "runtime/verification.h"
+#include "tools/activation_option.h"
 #include "tools/commands.h"
 
 namespace gantry::cli {
@@ -17,8 +19,8 @@ struct VerifyOptions {
   std::string directory;
   bool names_only = false;
   std::string reference;
-  std::string activations = "bf16";
-  double tolerance = 0.0;  // 0: the default of the activations
+  std::string activations;  // empty: as the checkpoint declares
+  double tolerance = 0.0;   // 0: the default of the activations
   size_t max_findings = 50;
   std::vector<std::string> allow;
 };
@@ -76,15 +78,6 @@ int finish(MoeModel& model, const VerifyOptions& options, const Output& output) 
   return ok ? kExitOk : kExitFinding;
 }
 
-ActivationDType parse_activations(const std::string& name) {
-  if (name == "f32") return ActivationDType::kF32;
-  // An unquantized scheme declares no activation format: it runs in bf16. run_verify says so where
-  // a quantized one declares one.
-  if (name == "bf16" || name == "scheme") return ActivationDType::kBF16;
-  fail(ErrorCode::kInvalidArgument, "--activations: expected f32, bf16 or scheme, found '{}'",
-       name);
-}
-
 int64_t bytes_of_experts(const MoeModel& model) {
   int64_t bytes = 0;
   for (const auto& [name, tensor] : model.checkpoint().tensors()) {
@@ -96,7 +89,7 @@ int64_t bytes_of_experts(const MoeModel& model) {
 }
 
 void print_block(const BlockResult& block, const Output& output) {
-  output.text(fmt::format("  layer {:<3} {:<40} rel {:.3e} {} {:.0e}", block.layer, block.name,
+  output.text(fmt::format("  layer {:<3} {:<40} rel {:.3e} {} {:.1e}", block.layer, block.name,
                           block.error, block.ok() ? "<=" : ">", block.limit));
   output.event("block", {{"layer", block.layer},
                          {"name", block.name},
@@ -108,7 +101,6 @@ void print_block(const BlockResult& block, const Output& output) {
 int run_verify(const VerifyOptions& options) {
   const Output output(options.common);
   const ParallelConfig parallel = options.parallel.config();
-  const ActivationDType activations = parse_activations(options.activations);
   MoeModel model(options.directory, options.names_only);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);
@@ -117,11 +109,6 @@ int run_verify(const VerifyOptions& options) {
                           config.family->name, config.layers.size(), config.num_layers));
   if (config.quant) {
     output.text(fmt::format("quantized: {}", config.quant->methods()));
-    if (options.activations == "scheme") {
-      model.report().note(
-          "activations: what the scheme says about quantizing activations is not "
-          "simulated yet: bf16");
-    }
   }
   print_counts(model.tensors().counts(), output);
   if (options.names_only || !model.report().ok()) return finish(model, options, output);
@@ -129,13 +116,19 @@ int run_verify(const VerifyOptions& options) {
 
   std::optional<Reference> reference;
   if (!options.reference.empty()) reference = read_reference(options.reference, config);
+  const ActivationChoice activations =
+      choose_activations(options.activations, model_activations(config, model.tensors()),
+                         !reference || reference->has_act_quant());
+  output.text(fmt::format("activations: {}", activations.text));
+  output.event("activations",
+               {{"dtype", to_string(activations.dtype)}, {"text", activations.text}});
   VerifyResult verified;
   {
     ProgressMeter progress("verify", bytes_of_experts(model), options.common);
     VerifySettings settings;
     settings.parallel = parallel;
     settings.placement = options.parallel.parsed_placement();
-    settings.activations = activations;
+    settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
     settings.load.threads = options.common.make_threads();
     settings.load.progress = [&](int64_t bytes) { progress.add(bytes); };
@@ -160,11 +153,10 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
                     "check names from config.json and the index alone, without weight files");
   command->add_option("--reference", options->reference,
                       "safetensors file with <block>.input and <block>.output to compare with");
-  command->add_option("--activations", options->activations, "f32, bf16 or scheme")
-      ->check(CLI::IsMember({"f32", "bf16", "scheme"}))
-      ->capture_default_str();
+  add_activation_option(*command, options->activations);
   command->add_option("--tolerance", options->tolerance,
-                      "largest relative error (default 1e-5 for f32, 1e-2 for bf16)");
+                      "largest relative error (default 1e-5 for f32, 1e-2 for bf16; for a scheme "
+                      "by its format and the batch)");
   command->add_option("--max-findings", options->max_findings, "findings printed as text")
       ->capture_default_str();
   add_allow_option(*command, options->allow);

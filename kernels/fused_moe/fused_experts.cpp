@@ -98,7 +98,6 @@ void gather_task(const Pass& pass, int64_t task) {
                                 .padded = call.experts.w13.padded_k(),
                                 .round_bf16 = pass.round_bf16,
                                 .store_bf16 = pass.store_rows_bf16});
-  sum_groups(pass.kernels.w13, call.experts.w13, rows, pass.row_stride, count);
 }
 
 // ---- pass 1: w13 and the activation
@@ -198,13 +197,6 @@ void w13_task(const Pass& pass, int64_t task) {
         panel + 1 < panels ? w13 + (panel + 1) * experts.w13.panel_bytes() : nullptr;
     w13_panel(pass, slot, panel, row_begin, row_end, next);
   }
-}
-
-void sum_mid_task(const Pass& pass, int64_t task) {
-  const int64_t begin = task * kGatherRows;
-  const int64_t count = std::min(kGatherRows, pass.call.rows.offsets.back() - begin);
-  sum_groups(pass.kernels.w2, pass.call.experts.w2,
-             pass.scratch.intermediate.data() + begin * pass.mid_stride, pass.mid_stride, count);
 }
 
 // ---- pass 2: w2 and the sum over experts
@@ -331,12 +323,59 @@ void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch
                scratch.rows.size(), scratch.intermediate.size());
 }
 
+// ---- the quantizers of kScheme
+// -------------------------------------------------------------------
+
+void quantize(const Pass& pass, const RowQuantizer& quantizer, ByteBuffer& rows, int64_t stride,
+              int64_t columns, const Threads& threads) {
+  const FusedExpertsCall& call = pass.call;
+  if (call.activations != ActivationDType::kScheme) return;
+  quantize_rows(quantizer,
+                {.rows = rows.data(),
+                 .stride_bytes = stride,
+                 .columns = columns,
+                 .offsets = call.rows.offsets,
+                 .slots = call.experts.slots,
+                 .slot_stride_bytes = call.experts.slot_stride_bytes},
+                call.amax_exchange, threads, pass.scratch.amax.span());
+}
+
+// Group sums of all rows, for matrices with zero points.
+void sum_rows(const Pass& pass, const MatrixKernels& kernels, const PackedLayout& layout,
+              std::byte* rows, int64_t stride, const Threads& threads) {
+  if (!layout.format.zero_points) return;
+  struct Sums {
+    const MatrixKernels& kernels;
+    const PackedLayout& layout;
+    std::byte* rows;
+    int64_t stride;
+    int64_t num_rows;
+  };
+  const Sums sums{kernels, layout, rows, stride, pass.call.rows.offsets.back()};
+  parallel_for(threads, ceil_div(sums.num_rows, kGatherRows), [&sums](int64_t task) {
+    const int64_t begin = task * kGatherRows;
+    sum_groups(sums.kernels, sums.layout, sums.rows + begin * sums.stride, sums.stride,
+               std::min(kGatherRows, sums.num_rows - begin));
+  });
+}
+
+void quantize_x(const Pass& pass, const Threads& threads) {
+  quantize(pass, pass.call.x_quantizer, pass.scratch.rows, pass.row_stride,
+           pass.call.experts.hidden_size(), threads);
+}
+
+void quantize_intermediate(const Pass& pass, const Threads& threads) {
+  quantize(pass, pass.call.intermediate_quantizer, pass.scratch.intermediate, pass.mid_stride,
+           pass.call.experts.intermediate_size(), threads);
+}
+
 }  // namespace
 
 void FusedExpertsScratchSize::cover(const FusedExpertsScratchSize& other) noexcept {
   rows_bytes = std::max(rows_bytes, other.rows_bytes);
   intermediate_bytes = std::max(intermediate_bytes, other.intermediate_bytes);
   num_slots = std::max(num_slots, other.num_slots);
+  amax_values = std::max(amax_values, other.amax_values);
 }
 
 FusedExpertsScratchSize fused_experts_scratch(const PackedExperts& experts,
@@ -368,6 +407,11 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
   const PackedExperts& experts = call.experts;
   const int64_t num_rows = call.rows.offsets.empty() ? 0 : call.rows.offsets.back();
   check_call(call, scratch, fused_experts_scratch(experts, kernels, num_rows));
+  GANTRY_CHECK(call.activations == ActivationDType::kBF16 ||
+                   (kernels.w13.gemm->rows == ActivationDType::kF32 &&
+                    kernels.w2.gemm->rows == ActivationDType::kF32),
+               ErrorCode::kInvalidArgument, "fused_experts: {} rounds {} activations to bf16",
+               kernels.w13.gemm->name, to_string(call.activations));
   Pass pass{.call = call,
             .kernels = kernels,
             .scratch = scratch,
@@ -383,12 +427,12 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
   // Lambdas that capture one reference fit into std::function without an allocation.
   parallel_for(threads, ceil_div(num_rows, kGatherRows),
                [&pass](int64_t task) { gather_task(pass, task); });
+  quantize_x(pass, threads);
+  sum_rows(pass, kernels.w13, experts.w13, scratch.rows.data(), pass.row_stride, threads);
   parallel_for(threads, plan_w13(pass, num_threads),
                [&pass](int64_t task) { w13_task(pass, task); });
-  if (experts.w2.format.zero_points) {
-    parallel_for(threads, ceil_div(num_rows, kGatherRows),
-                 [&pass](int64_t task) { sum_mid_task(pass, task); });
-  }
+  quantize_intermediate(pass, threads);
+  sum_rows(pass, kernels.w2, experts.w2, scratch.intermediate.data(), pass.mid_stride, threads);
   parallel_for(threads, plan_w2(pass, num_threads), [&pass](int64_t task) { w2_task(pass, task); });
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/base/buffer.h"
 #include "kernels/base/export.h"
 #include "kernels/base/parallel_for.h"
+#include "kernels/fused_moe/row_quantizer.h"
 #include "kernels/grouped_gemm/coded_kernels.h"
 #include "kernels/grouped_gemm/packed_layout.h"
 #include "kernels/permute/token_permutation.h"
@@ -48,6 +49,7 @@ struct FusedExpertsScratchSize {
   int64_t rows_bytes = 0;
   int64_t intermediate_bytes = 0;
   int64_t num_slots = 0;
+  int64_t amax_values = 0;  ///< see amax_scratch_values
 
   /// Enough for this and for `other`.
   void cover(const FusedExpertsScratchSize& other) noexcept;
@@ -70,15 +72,18 @@ class FusedExpertsScratch {
   explicit FusedExpertsScratch(const FusedExpertsScratchSize& size)
       : rows(static_cast<size_t>(size.rows_bytes)),
         intermediate(static_cast<size_t>(size.intermediate_bytes)),
-        task_offsets(static_cast<size_t>(size.num_slots) + 1) {}
+        task_offsets(static_cast<size_t>(size.num_slots) + 1),
+        amax(static_cast<size_t>(size.amax_values)) {}
 
   [[nodiscard]] size_t bytes() const noexcept {
-    return rows.size() + intermediate.size() + task_offsets.size() * sizeof(int64_t);
+    return rows.size() + intermediate.size() + task_offsets.size() * sizeof(int64_t) +
+           amax.size() * sizeof(float);
   }
 
   ByteBuffer rows;
   ByteBuffer intermediate;
   Buffer<int64_t> task_offsets;  // [L + 1]
+  Buffer<float> amax;            // [M, groups] where ranks share groups
 };
 
 /// The (token, expert) pairs of one call, sorted by slot. See TokenPermutation.
@@ -93,6 +98,10 @@ struct FusedExpertsCall {
   PackedExperts experts;
   ActivationSpec activation;
   ActivationDType activations = ActivationDType::kBF16;
+  // Of kScheme, else ignored:
+  RowQuantizer x_quantizer{};             ///< of w13's input, after input_weights
+  RowQuantizer intermediate_quantizer{};  ///< of w2's input
+  AmaxExchange amax_exchange{};
   ExpertRows rows;
   std::span<const float> x;              ///< [T, H]
   std::span<const float> input_weights;  ///< scales rows of x before rounding, by choice; or empty
@@ -107,9 +116,10 @@ struct FusedExpertsCall {
 /// and w2's sums go straight into the token rows.
 ///
 /// Rounding: x (after input_weights) and f(...) are rounded to bf16 where the activations are bf16;
-/// everything else is f32. A token's experts are added in the order of `rows.order`. The result of
-/// a token depends on nothing but its own input, weights and experts (not on the batch or the
-/// threads). Allocates nothing. Safe to call at once with different scratch and out.
+/// everything else is f32. With kScheme they are quantized and dequantized instead, in f32. A
+/// token's experts are added in the order of `rows.order`. The result of a token depends on nothing
+/// but its own input, weights and experts (not on the batch or the threads). Allocates nothing.
+/// Safe to call at once with different scratch and out.
 ///
 /// @throws Error kInvalidArgument if sizes do not fit together or the scratch is too small
 void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kernels,

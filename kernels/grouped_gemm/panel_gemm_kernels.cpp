@@ -36,7 +36,7 @@ constexpr PanelGemmKernel kKernels[] = {
 // Empty if the kernel can serve the request.
 std::string refusal(const PanelGemmKernel& kernel, const KernelRequest& request) {
   if (!request.isas.contains(kernel.isa)) return fmt::format("needs {}", to_string(kernel.isa));
-  if (kernel.rows == kBF16Rows && request.activations == kF32Rows) {
+  if (kernel.rows == kBF16Rows && request.activations != kBF16Rows) {
     return "rounds activations to bf16";
   }
   if (kernel.isa == Isa::kAvx512Bf16 && request.avx512_dot == Avx512Dot::kFma) {
@@ -87,7 +87,9 @@ Avx512DotChoice choose_avx512_dot() {
 }  // namespace
 
 std::string_view to_string(ActivationDType dtype) noexcept {
-  return dtype == ActivationDType::kF32 ? "f32" : "bf16";
+  return dtype == ActivationDType::kF32    ? "f32"
+         : dtype == ActivationDType::kBF16 ? "bf16"
+                                           : "scheme";
 }
 
 int64_t PanelGemmKernel::row_stride_bytes(int64_t k, int64_t extra_bytes) const noexcept {

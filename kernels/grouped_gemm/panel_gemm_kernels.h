@@ -17,6 +17,9 @@ namespace gantry GANTRY_API {
 enum class ActivationDType : uint8_t {
   kF32,   ///< nothing is rounded
   kBF16,  ///< the inputs of w13 and of w2 are rounded to bf16
+  /// What the checkpoint declares (FusedExpertsCall's quantizers), simulated on f32 rows: nothing
+  /// else is rounded.
+  kScheme,
 };
 
 std::string_view to_string(ActivationDType dtype) noexcept;

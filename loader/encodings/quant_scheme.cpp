@@ -85,11 +85,13 @@ void read_fp8(const ConfigReader& config, QuantScheme& scheme) {
   if (const auto blocks = config.find_list("weight_block_size")) {
     set_blocks(scheme, *blocks, config);
   }
+  scheme.activations = fp8_activations(config);
 }
 
 void read_auto_round(const ConfigReader& config, QuantScheme& scheme) {
   const std::string packing = config.string_or({"packing_format"}, "auto_round:auto_gptq");
   append(scheme.method, packing);
+  scheme.activations = auto_round_activations(config);
   if (packing == "auto_round:auto_awq") return read_awq(config, scheme);
   if (packing == "auto_round:auto_gptq") return read_gptq(config, scheme);
   if (packing == "auto_round:fp8_static") {
@@ -119,7 +121,9 @@ void read_compressed_tensors(const ConfigReader& config, const nlohmann::json& o
                "{}: config_groups: expected objects", config.source());
   const ConfigReader group(*groups->begin(), config.source());
   const ConfigReader weights = group.object_or_empty("weights");
-  append(scheme.method, group.string_or({"format"}, config.string_or({"format"}, "")));
+  const std::string format = group.string_or({"format"}, config.string_or({"format"}, ""));
+  append(scheme.method, format);
+  scheme.activations = compressed_tensors_activations(group, format);
   scheme.bits = read_bits(weights, {"num_bits"});
   scheme.symmetric = weights.bool_or({"symmetric"}, true);
   scheme.act_order = weights.string_or({"actorder"}, "") == "group";
@@ -139,7 +143,17 @@ void read_compressed_tensors(const ConfigReader& config, const nlohmann::json& o
   }
 }
 
-void read_modelopt(const ConfigReader& config, QuantScheme& scheme) {
+// False where there are config groups and none of them quantizes inputs.
+bool modelopt_declares_inputs(const nlohmann::json& object) {
+  const auto groups = object.find("config_groups");
+  if (groups == object.end() || !groups->is_object() || groups->empty()) return true;
+  return std::any_of(groups->begin(), groups->end(), [](const nlohmann::json& group) {
+    return group.is_object() && group.contains("input_activations") &&
+           !group["input_activations"].is_null();
+  });
+}
+
+void read_modelopt(const ConfigReader& config, const nlohmann::json& object, QuantScheme& scheme) {
   std::string algorithm = config.string_or({"quant_algo"}, "");
   append(scheme.method, algorithm);
   algorithm = upper(std::move(algorithm));
@@ -165,6 +179,7 @@ void read_modelopt(const ConfigReader& config, QuantScheme& scheme) {
                "{}: ModelOpt quant_algo '{}' is not known", config.source(), algorithm);
   scheme.grid = row->grid;
   scheme.bits = row->bits;
+  scheme.activations = modelopt_activations(algorithm, modelopt_declares_inputs(object));
   if (row->grid == ScaleGrid::kBlock) scheme.block_rows = scheme.block_cols = row->size;
   if (row->grid == ScaleGrid::kGroup) {
     scheme.group_size = config.int_in_range_or({"group_size"}, row->size, 1, kMaxGroup);
@@ -172,8 +187,9 @@ void read_modelopt(const ConfigReader& config, QuantScheme& scheme) {
 }
 
 void read_quark(const ConfigReader& config, QuantScheme& scheme) {
-  const ConfigReader weight =
-      config.object_or_empty("global_quant_config").object_or_empty("weight");
+  const ConfigReader global = config.object_or_empty("global_quant_config");
+  const ConfigReader weight = global.object_or_empty("weight");
+  scheme.activations = quark_activations(global);
   const std::string qscheme = weight.string_or({"qscheme"}, "");
   append(scheme.method, weight.string_or({"dtype"}, ""));
   append(scheme.method, qscheme);
@@ -224,7 +240,7 @@ QuantScheme read_scheme(const nlohmann::json& object, const std::string& source)
   } else if (method == "compressed-tensors") {
     read_compressed_tensors(config, object, scheme);
   } else if (method == "modelopt") {
-    read_modelopt(config, scheme);
+    read_modelopt(config, object, scheme);
   } else if (method == "quark") {
     read_quark(config, scheme);
   } else if (method == "gguf") {
@@ -232,6 +248,7 @@ QuantScheme read_scheme(const nlohmann::json& object, const std::string& source)
   } else if (method == "mxfp4" || method == "mxfp8") {
     scheme.grid = ScaleGrid::kGroup;
     scheme.group_size = 32;
+    if (method == "mxfp8") scheme.activations = mxfp8_activations();
   } else {
     GANTRY_CHECK(method == "bitsandbytes", ErrorCode::kUnsupported,
                  "{}: quant_method '{}' is not known", source, method);

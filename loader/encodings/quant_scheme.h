@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "kernels/base/export.h"
+#include "loader/encodings/activation_scheme.h"
 
 namespace gantry GANTRY_API {
 
@@ -38,6 +39,7 @@ struct QuantScheme {
   int64_t block_rows = 0;
   int64_t block_cols = 0;
   int64_t group_size = 0;  ///< kGroup; 0: one group spans the row
+  ActivationScheme activations;
 };
 
 /// Whether both schemes give the same weights for the same tensors.

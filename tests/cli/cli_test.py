@@ -53,9 +53,9 @@ class CommandTest(unittest.TestCase):
     def tearDown(self):
         self.temp.cleanup()
 
-    def copy_golden(self, name):
+    def copy_golden(self, name, folder="families"):
         target = self.dir / name
-        shutil.copytree(GOLDEN / "families" / name, target)
+        shutil.copytree(GOLDEN / folder / name, target)
         for path in target.iterdir():
             path.chmod(0o644)
         return target
@@ -110,6 +110,49 @@ class CommandTest(unittest.TestCase):
         for activations in ("f32", "bf16", "scheme"):
             code, out, err = self.verify(GOLDEN / "families" / "qwen2_moe", "--activations", activations)
             self.assertEqual(code, OK, out + err)
+
+    def test_verify_takes_the_activations_that_the_checkpoint_declares(self):
+        def text_of(directory, *arguments):
+            code, out, err = self.verify(directory, *arguments, "--json")
+            self.assertEqual(code, OK, out + err)
+            events = [json.loads(line) for line in out.splitlines()]
+            return next(e for e in events if e["event"] == "activations")
+
+        quant = GOLDEN / "quant"
+        self.assertEqual(text_of(quant / "quark-fp8")["dtype"], "scheme")
+        self.assertIn("fp8 static", text_of(quant / "quark-fp8")["text"])
+        self.assertIn("nvfp4", text_of(quant / "llmcompressor-nvfp4", "--tp", "3")["text"])
+        self.assertEqual(text_of(quant / "quark-fp8", "--activations", "f32")["dtype"], "f32")
+        self.assertEqual(text_of(quant / "bitsandbytes-nf4")["dtype"], "bf16")
+        explicit = text_of(quant / "bitsandbytes-nf4", "--activations", "scheme")
+        self.assertEqual(explicit["dtype"], "bf16")
+        self.assertIn("declares none", explicit["text"])
+
+    def test_the_scheme_needs_its_own_reference(self):
+        directory = self.copy_golden("quark-fp8", "quant")
+        tensors = read_file(directory / "moe_io.safetensors")
+        for name in [n for n in tensors if "act_quant" in n]:
+            del tensors[name]
+        write_file(directory / "moe_io.safetensors", tensors)
+        code, out, err = self.verify(directory)
+        self.assertEqual(code, OK, out + err)
+        self.assertIn("activations: bf16 (the reference has none of the scheme: fp8 static)", out)
+        code, out, err = self.verify(directory, "--activations", "scheme")
+        self.assertEqual(code, USAGE, out + err)
+        self.assertIn("output_act_quant", err)
+
+    def test_run_and_bench_take_the_scheme(self):
+        directory = GOLDEN / "quant" / "llmcompressor-w8a8"
+        code, out, err = run("run", directory, "--tokens", "4", "--repeat", "1")
+        self.assertEqual(code, OK, out + err)
+        self.assertIn("scheme: int8 per token", out)
+        code, out, err = run("run", directory, "--tokens", "4", "--repeat", "1", "--activations",
+                             "bf16")
+        self.assertNotIn("scheme", out)
+        code, out, err = run("bench", directory, "--tokens", "1", "--seconds", "0.01",
+                             "--rotate-gb", "0.0001")
+        self.assertIn(code, (OK, FINDING), err)
+        self.assertIn("scheme: int8 per token", out)
 
     def test_verify_speaks_json(self):
         code, out, _ = self.verify(GOLDEN / "families" / "mixtral", "--activations", "f32", "--json")
@@ -202,10 +245,11 @@ class CommandTest(unittest.TestCase):
         self.assertIn(self.scale, err)
         events = [json.loads(line) for line in out.splitlines()]
         self.assertEqual([e["kind"] for e in events if e["event"] == "warning"], ["input_scale"])
-        code, _, err = run("run", "--allow", "input_scale", directory, "--tokens", "3")
+        code, _, err = run("run", "--allow", "input_scale", directory, "--tokens", "3", "--activations", "bf16")
         self.assertEqual(code, OK, err)
         self.assertIn(self.scale, err)
-        code, _, err = run("bench", directory, "--allow", "input_scale", "--tokens", "1", "--seconds", "0.02")
+        code, _, err = run("bench", directory, "--allow", "input_scale", "--tokens", "1", "--seconds", "0.02",
+                           "--activations", "bf16")
         self.assertIn(self.scale, err)  # tiny weights may exceed the ceiling: the code says nothing
         self.assertEqual(self.verify(directory, "--allow", "zero_scale")[0], FINDING)
 
@@ -228,7 +272,7 @@ class CommandTest(unittest.TestCase):
             code, out, _ = run("inspect", path, "--json")
             self.assertEqual(code, OK)
             layer = next(e for e in map(json.loads, out.splitlines()) if e["event"] == "layer")
-            self.assertEqual(layer["experts_dtype"], "q4_k + q6_k")
+            self.assertEqual(layer["experts_dtype"], "w1, w3: q4_k; w2: q6_k")
             code, out, _ = run("verify", path, "--reference", golden / "moe_io.safetensors",
                                "--activations", "f32", "--tp", "2", "--ep", "2", "--json")
             self.assertEqual(code, OK)

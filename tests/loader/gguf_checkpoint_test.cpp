@@ -375,7 +375,7 @@ TEST(GgufConfigTest, IsQuantizedIfItsExpertsAre) {
   experts.tensors[1].type = 8;
   experts.tensors[1].data = std::string(128 * 34, '\0');
   ASSERT_TRUE(config_of(experts).quant.has_value());
-  EXPECT_EQ(config_of(experts).quant->method, "gguf");
+  EXPECT_EQ(config_of(experts).quant->methods(), "gguf");
 }
 
 // ---- tensors -------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <ostream>
 #include <string>
@@ -153,6 +155,39 @@ TEST(TokenExchangeSingleTest, WithoutTokenGroupsNothingMoves) {
   exchange.combine(partial, out);
   EXPECT_EQ(out, own.hidden_states);
   EXPECT_EQ(exchange.bytes_received(), 0);
+}
+
+// EP groups hold different numbers of values, and one of them none at all.
+TEST(TokenExchangeTest, TakesTheLargestOfEachTensorParallelGroup) {
+  run_local_ranks(6, [](Communicator& world) {
+    const ParallelConfig config = {.tp_size = 2, .ep_size = 3, .rank = world.rank()};
+    TokenExchange exchange(config, world, kHidden, kTopK);
+    for (int round = 0; round < 2; ++round) {  // the second time with other sizes
+      const auto count = static_cast<size_t>(config.ep_rank() * (round + 1));
+      Floats values(count);
+      Floats expected(count);
+      for (size_t i = 0; i < count; ++i) {
+        const auto base = static_cast<float>(10 * config.ep_rank()) + static_cast<float>(i);
+        const bool odd = i % 2 == 1;
+        values[i] = base + (odd == (config.tp_rank() == 1) ? 5.0F : 0.0F);
+        expected[i] = base + 5.0F;
+      }
+      exchange.max_over_tp(values);
+      EXPECT_EQ(values, expected) << "rank " << world.rank() << ", round " << round;
+    }
+  });
+}
+
+TEST(TokenExchangeTest, NanIsTheLargestWhicheverRankHasIt) {
+  run_local_ranks(2, [](Communicator& world) {
+    TokenExchange exchange({.tp_size = 2, .rank = world.rank()}, world, kHidden, kTopK);
+    Floats values = {1.0F, 2.0F, 3.0F};
+    values[static_cast<size_t>(world.rank())] = std::numeric_limits<float>::quiet_NaN();
+    exchange.max_over_tp(values);
+    EXPECT_TRUE(std::isnan(values[0]));
+    EXPECT_TRUE(std::isnan(values[1]));
+    EXPECT_EQ(values[2], 3.0F);
+  });
 }
 
 TEST(TokenExchangeErrorTest, RefusesAWorldOfAnotherShape) {

@@ -57,6 +57,29 @@ TEST_F(ForwardContractTest, AllocatesNothingWhateverTheBatch) {
   }
 }
 
+TEST_F(ForwardContractTest, AllocatesNothingWithQuantizedActivations) {
+  FusedMoeOptions quantized = options();
+  quantized.activations = ActivationDType::kScheme;
+  const auto run = [&](RowQuantization kind, int64_t group_size) {
+    SeededRng rng(7);
+    MoeLayerWeights weights = toy.weights(rng);
+    weights.activations.format = {kind, group_size};
+    const FusedMoeLayer layer(std::move(weights), toy.expert_map(), quantized, nullptr);
+    Workspace workspace = layer.make_workspace(kMaxTokens);
+    SeededRng inputs(11);
+    const std::vector<float> x = inputs.normals(static_cast<size_t>(100 * toy.hidden_size));
+    std::vector<float> out(x.size());
+    const AllocationCount counter;
+    layer.forward({.hidden_states = x}, workspace, out);
+    EXPECT_EQ(counter.allocations(), 0) << to_string(kind);
+    return out;
+  };
+  const std::vector<float> plain = run(RowQuantization::kNone, 0);
+  EXPECT_NE(run(RowQuantization::kInt8Token, 0), plain);
+  EXPECT_NE(run(RowQuantization::kFp8Group, 32), plain);
+  EXPECT_NE(run(RowQuantization::kMxFp4, 32), plain);
+}
+
 TEST_F(ForwardContractTest, TwoThreadsGiveTheBitsOfOne) {
   const auto layer = make_layer(options());
   const std::vector<float> x = tokens(50);

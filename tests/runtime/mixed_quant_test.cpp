@@ -165,6 +165,7 @@ TEST(MixedQuantTest, LayerConfigsOfQuarkMayDiffer) {
   json quantization = quantization_of(first);
   json layer = quantization["global_quant_config"];
   layer["weight"].update({{"dtype", "fp4"}, {"qscheme", "per_group"}, {"group_size", 32}});
+  layer["input_tensors"] = nullptr;
   quantization["layer_quant_config"] = {{"*down_proj", layer}};
   set_quantization(mixture, quantization);
   expect_mixture(mixture, first, second,
