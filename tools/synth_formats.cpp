@@ -113,24 +113,24 @@ struct Mxfp4 {
   Content scales;
 };
 
-// The exponent is that of a group's largest magnitude, less the largest of E2M1 (OCP MX 1.0).
-Mxfp4 mxfp4(const MatrixSize& size, int64_t group) {
+// The power of two that leaves codes a deviation of about 2, as in real groups of 32: their largest
+// is between 4 and 8 before it saturates at 6 (OCP MX 1.0).
+Mxfp4 mxfp4(const MatrixSize& size) {
   constexpr double kSpread = 1.25;  // see e8m0_scales
   const double deviation = weight_deviation(size) / kSpread;
-  const int exponent =
-      static_cast<int>(std::floor(std::log2(typical_largest(group) * deviation))) - 2;
+  const int exponent = static_cast<int>(std::lround(std::log2(deviation / 2.0)));
   return {nibble_codes(e2m1_to_f32, std::ldexp(deviation, -exponent)), e8m0_scales(exponent)};
 }
 
 Tensors mxfp4_packed(const MatrixSize& size, int64_t group) {
-  Mxfp4 parts = mxfp4(size, group);
+  Mxfp4 parts = mxfp4(size);
   return {
       tensor("weight_packed", DType::kU8, {size.out, size.in / 2}, std::move(parts.codes.content)),
       tensor("weight_scale", DType::kU8, {size.out, size.in / group}, std::move(parts.scales))};
 }
 
 Tensors mxfp4_blocks(const MatrixSize& size, int64_t group) {
-  Mxfp4 parts = mxfp4(size, group);
+  Mxfp4 parts = mxfp4(size);
   return {tensor("blocks", DType::kU8, {size.out, size.in / group, group / 2},
                  std::move(parts.codes.content)),
           tensor("scales", DType::kU8, {size.out, size.in / group}, std::move(parts.scales))};
