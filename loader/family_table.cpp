@@ -327,11 +327,12 @@ std::vector<FamilySpec> make_table() {
        .scope = {"{b}.", "shared_mlp."},
        .shared_beside_block = true,
        .read = read::granitemoe});
-  table.push_back(
-      {.name = "gpt_oss",
-       .model_types = {"gpt_oss"},
-       .tensors = join({fused_3d(Orientation::kInOut, GateUp::kInterleaved), router("{b}.router")}),
-       .read = read::gpt_oss});
+  table.push_back({.name = "gpt_oss",
+                   .model_types = {"gpt_oss"},
+                   // Exporters that quantize linear layers split the experts.
+                   .tensors = join({fused_3d(Orientation::kInOut, GateUp::kInterleaved),
+                                    per_expert_gate_up_down(), router("{b}.router")}),
+                   .read = read::gpt_oss});
   table.push_back({.name = "llama4",
                    .model_types = {"llama4", "llama4_text"},
                    .blocks = {"feed_forward"},

@@ -328,6 +328,36 @@ class CommandTest(unittest.TestCase):
             self.assertEqual(code, OK, shape + out + err)
             shutil.rmtree(directory)
 
+    def test_synth_formats_load(self):
+        formats = {"fp8-block": "fp8", "fp8-channel": "float-quantized", "int8": "int-quantized",
+                   "int4-g128": "pack-quantized", "int4-g32": "pack-quantized", "awq": "awq", "gptq-asym": "gptq",
+                   "mxfp4": "mxfp4-pack-quantized", "nvfp4": "NVFP4"}
+        for form, method in formats.items():
+            directory = self.dir / form
+            code, _, err = run("synth", "--shape", "qwen3-30b-a3b", "--experts", "8", "--format", form, directory)
+            self.assertEqual(code, OK, form + err)
+            self.assertEqual(run("verify", "--names-only", directory)[0], OK, form)
+            code, out, err = run("inspect", directory, "--json")
+            self.assertEqual(code, OK, form + err)
+            layer = next(e for e in map(json.loads, out.splitlines()) if e["event"] == "layer")
+            self.assertIn(method, layer["experts_dtype"])
+            self.assertEqual(layer["router_dtype"], "bf16")
+            if form in ("gptq-asym", "mxfp4"):
+                code, out, err = run("verify", directory, "--tp", "2")
+                self.assertEqual(code, OK, form + out + err)
+            shutil.rmtree(directory)
+
+    def test_synth_refuses_formats_with_the_reason(self):
+        directory = self.dir / "refused"
+        code, _, err = run("synth", "--shape", "tiny", "--format", "fp3", directory)
+        self.assertEqual(code, USAGE)
+        for word in ("fp3", "bf16", "fp8-block", "gptq-asym", "nvfp4"):
+            self.assertIn(word, err)
+        code, _, err = run("synth", "--shape", "gpt-oss-20b", "--format", "int4-g128", directory)
+        self.assertEqual(code, USAGE)
+        self.assertIn("rows of 2880 do not divide into groups of 128", err)
+        self.assertFalse(directory.exists(), "nothing is written")
+
     def test_run_reads_its_input(self):
         directory = GOLDEN / "families" / "mixtral"
         reference = read_file(directory / "moe_io.safetensors")
