@@ -103,8 +103,8 @@ EncodedMatrix describe(const LayerTensors& tensors, const MoeLayerSpec& layer, i
   matrix.size = part_size(part, layer);
   for (const TensorSource* source : encoded_sources(tensors, expert, part)) {
     const TensorInfo& info = source->tensor->info;
-    matrix.tensors.emplace(suffix_of(*source),
-                           EncodedTensor{source->name, info.dtype, info.shape, nullptr});
+    matrix.tensors.emplace(suffix_of(*source), EncodedTensor{source->name, info.dtype, info.shape,
+                                                             nullptr, info.block_type});
   }
   return matrix;
 }
