@@ -121,7 +121,7 @@ void ForwardCall::run_experts(const MoeInput& input, const ExchangedTokens& toke
   const std::span<const float> none;
   fused_experts({.experts = operands_.routed,
                  .activation = spec.activation,
-                 .activations = options_.activations,
+                 .activations = operands_.routed_activations,
                  .x_quantizer = operands_.x_quantizer,
                  .intermediate_quantizer = operands_.intermediate_quantizer,
                  .amax_exchange = {exchange_ == nullptr ? nullptr : max_over_tp, exchange_},
@@ -177,7 +177,7 @@ void ForwardCall::add_shared_experts(const MoeInput& input, std::span<float> own
   const std::array<int32_t, 1> order = {0};
   fused_experts({.experts = operands_.shared,
                  .activation = weights_.spec.shared.activation,
-                 .activations = options_.activations,
+                 .activations = operands_.routed_activations,
                  // No quantizers: shared experts are plain. kScheme runs them on f32 rows.
                  .rows = {.token = nullptr, .choice = nullptr, .offsets = offsets, .order = order},
                  .x = input.hidden_states,

@@ -88,6 +88,8 @@ std::string FusedMoeLayer::kernel_name() const {
   return w13 == w2 ? w13 : fmt::format("w13 {}, w2 {}", w13, w2);
 }
 
+ActivationDType FusedMoeLayer::row_type() const { return operands()->routed_kernels.w13.rows; }
+
 void FusedMoeLayer::replace_weights(MoeLayerWeights weights) {
   const auto old = operands();
   const MoeLayerWeights& before = old->weights;

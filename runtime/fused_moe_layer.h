@@ -93,6 +93,8 @@ class FusedMoeLayer {
   [[nodiscard]] std::shared_ptr<const MoeLayerWeights> weights() const;
   /// The kernels that run the routed experts, for people.
   [[nodiscard]] std::string kernel_name() const;
+  /// How the routed experts' inputs are multiplied: f32, bf16 or int8.
+  [[nodiscard]] ActivationDType row_type() const;
 
  private:
   [[nodiscard]] std::shared_ptr<const LayerOperands> operands() const;

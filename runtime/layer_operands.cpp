@@ -21,12 +21,13 @@ DenseOperand pack_dense(const Buffer<float>& matrix, const Buffer<float>& bias, 
 }
 
 FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& options, int layer,
-                           std::string_view what) {
+                           std::string_view what, bool int8_rows = false) {
   const KernelRequest request{.weights = layout.dtype,
                               .activations = options.activations,
                               .isas = options.isas,
                               .avx512_dot = options.avx512_dot,
-                              .batch_invariant = options.batch_invariant};
+                              .batch_invariant = options.batch_invariant,
+                              .int8_rows = int8_rows};
   const FusedExpertsKernels kernels =
       select_fused_experts(request, layout.w13_panels.format, layout.w2_panels.format);
   log(LogLevel::kDebug, "layer {}: {}: {} weights: {}; w2 {}: {} ({})", layer, what,
@@ -56,10 +57,10 @@ void check_input_scales(const MoeLayerWeights& weights) {
   }
 }
 
-RowQuantizer make_quantizer(const MoeLayerWeights& weights, Part part) {
+RowQuantizer make_quantizer(const MoeLayerWeights& weights, const RowFormat& format, Part part) {
   RowQuantizer quantizer;
-  quantizer.format = weights.activations.format;
-  if (weights.layout.static_inputs) {
+  quantizer.format = format;
+  if (format.is_static()) {
     quantizer.scale_offset = weights.layout.input_scale_offset(part);
   }
   const ParallelConfig& parallel = weights.parallel;
@@ -92,15 +93,27 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts,
                  "layer {}: activations cannot be quantized as the checkpoint declares: {}",
                  spec.layer, weights.activations.refusal);
     check_input_scales(weights);
-    x_quantizer = make_quantizer(weights, Part::kW1);
-    intermediate_quantizer = make_quantizer(weights, Part::kW2);
     log(LogLevel::kDebug, "layer {}: inputs of the experts: {}", spec.layer,
         describe(weights.activations));
   }
-  routed_kernels = select(weights.layout, options, spec.layer, "experts");
+  const RowFormat format = options.activations == ActivationDType::kScheme
+                               ? weights.activations.format
+                               : RowFormat{.kind = RowQuantization::kInt8Token};
+  FusedMoeOptions routed_options = options;
+  bool int8_rows = false;
+  if (options.activations == ActivationDType::kScheme ||
+      options.activations == ActivationDType::kInt8) {
+    routed_options.activations = ActivationDType::kScheme;
+    x_quantizer = make_quantizer(weights, format, Part::kW1);
+    intermediate_quantizer = make_quantizer(weights, format, Part::kW2);
+    // Ranks that share rows exchange magnitudes, which the simulation does.
+    int8_rows = format.kind == RowQuantization::kInt8Token && !intermediate_quantizer.spans_ranks;
+  }
+  routed_activations = routed_options.activations;
+  routed_kernels = select(weights.layout, routed_options, spec.layer, "experts", int8_rows);
   if (weights.shared.size() > 0) {
     shared = weights.shared_layout.experts(weights.shared.data(), 1);
-    shared_kernels = select(weights.shared_layout, options, spec.layer, "shared experts");
+    shared_kernels = select(weights.shared_layout, routed_options, spec.layer, "shared experts");
   }
   FusedMoeOptions dense = options;
   dense.activations = ActivationDType::kF32;

@@ -31,6 +31,7 @@ struct LayerOperands {
   DenseOperand router;
   DenseOperand latent_in;
   DenseOperand latent_out;
+  ActivationDType routed_activations = ActivationDType::kBF16;  // kInt8 is a scheme here
   RowQuantizer x_quantizer;  // of the routed experts, with ActivationDType::kScheme
   RowQuantizer intermediate_quantizer;
   FusedExpertsKernels routed_kernels;

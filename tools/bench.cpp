@@ -100,6 +100,7 @@ class Bench {
 
  private:
   [[nodiscard]] double peak_tflops() const {
+    if (model_.layers[0]->row_type() == ActivationDType::kInt8) return ceilings_.int8_tops();
     return model_.format != "f32" && model_.format != "f16" &&
                    model_.activations.dtype == ActivationDType::kBF16
                ? ceilings_.bf16_tflops()
@@ -180,9 +181,9 @@ int run_bench(const BenchOptions& options) {
                     bench.model().layers[0]->kernel_name()));
     output.text(
         fmt::format("ceilings: read {:.1f} GB/s, f32 FMA {:.3f}, bf16 dot {:.3f}, AMX {:.3f} "
-                    "TFLOP/s\n",
+                    "TFLOP/s, int8 dot {:.3f} TOP/s\n",
                     ceilings.read_gb_s, ceilings.fma_f32_tflops, ceilings.dot_bf16_tflops,
-                    ceilings.amx_bf16_tflops));
+                    ceilings.amx_bf16_tflops, ceilings.dot_int8_tops));
   }
   const auto print = [](const std::string& text) {
     std::fputs(text.c_str(), stdout);

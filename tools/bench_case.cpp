@@ -149,14 +149,17 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
   resize(found->config, 1, 0);
   const MoeModelConfig config = read_moe_config(found->config.dump(), "config.json");
   GANTRY_CHECK(!config.layers.empty(), ErrorCode::kInternal, "shape {} has no MoE layer", shape);
+  ActivationScheme declared;
+  declared.format = weights_format.activations;
   BenchModel model{.shape = std::string(shape),
                    .format = std::string(format),
-                   .activations = choose_activations(activations, {}),
+                   .activations = choose_activations(activations, declared),
                    .layers = {}};
   options.activations = model.activations.dtype;
   WeightSource source(weights_format, seed);
   for (int64_t bytes = 0; bytes < min_bytes;) {
     MoeLayerWeights weights = make_weights(config.layers[0], source);
+    weights.activations = declared;
     bytes += weights.num_slots * expert_bytes(weights);
     model.layers.push_back(make_layer(std::move(weights), options));
   }

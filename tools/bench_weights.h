@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/grouped_gemm/packed_layout.h"
+#include "kernels/quant/quantize_rows.h"
 #include "loader/expert_slot.h"
 #include "loader/moe_config.h"
 
@@ -18,6 +19,7 @@ struct BenchWeightFormat {
   std::string_view name;
   DType dtype = DType::kBF16;  ///< of plain weights
   WeightFormat format = {};
+  RowFormat activations = {};  ///< what such checkpoints declare
 };
 
 /// @throws Error kInvalidArgument with all names if there is none of this name

@@ -160,6 +160,10 @@ MachineCeilings measure_ceilings(IsaSet isas, const Threads& threads, int64_t re
     ceilings.dot_bf16_tflops =
         measure_tflops(threads, repeats, avx512::peak_dot_bf16, kVectorSteps, avx512::kPeakDotFlop);
   }
+  if (isas.contains(Isa::kAvx512Vnni)) {
+    ceilings.dot_int8_tops =
+        measure_tflops(threads, repeats, avx512::peak_dot_int8, kVectorSteps, avx512::kPeakInt8Op);
+  }
   if (isas.contains(Isa::kAmxBf16)) {
     ceilings.amx_bf16_tflops =
         measure_tflops(threads, repeats, amx::peak_dot_bf16, kTileSteps, amx::kPeakDotFlop);

@@ -16,8 +16,13 @@ struct MachineCeilings {
   double fma_f32_tflops = 0;   ///< f32 multiply-adds of the widest vectors, TFLOP/s
   double dot_bf16_tflops = 0;  ///< AVX512_BF16 dot products, TFLOP/s; 0: none
   double amx_bf16_tflops = 0;  ///< AMX-BF16 tile products, TFLOP/s; 0: none
+  double dot_int8_tops = 0;    ///< AVX512_VNNI dot products, 1e12 operations/s; 0: none
   int threads = 0;             ///< that worked at once
 
+  /// The fastest way to multiply int8, 1e12 operations/s.
+  [[nodiscard]] double int8_tops() const noexcept {
+    return std::max(dot_int8_tops, fma_f32_tflops);
+  }
   /// The fastest way to multiply bf16 weights, TFLOP/s.
   [[nodiscard]] double bf16_tflops() const noexcept {
     return std::max({fma_f32_tflops, dot_bf16_tflops, amx_bf16_tflops});

@@ -38,6 +38,9 @@ void peak_fma(int64_t steps) noexcept;
 /// Needs AVX512_BF16.
 inline constexpr int64_t kPeakDotFlop = int64_t{16} * 32 * 2;
 void peak_dot_bf16(int64_t steps) noexcept;
+/// Needs AVX512_VNNI. A step is 16 products of 64 bytes.
+inline constexpr int64_t kPeakInt8Op = int64_t{16} * 64 * 2;
+void peak_dot_int8(int64_t steps) noexcept;
 }  // namespace avx512
 
 namespace amx {

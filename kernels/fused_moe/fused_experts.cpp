@@ -326,14 +326,35 @@ void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch
 // ---- the quantizers of kScheme
 // -------------------------------------------------------------------
 
-void quantize(const Pass& pass, const RowQuantizer& quantizer, ByteBuffer& rows, int64_t stride,
-              int64_t columns, const Threads& threads) {
+// To codes, for kernels that multiply integers.
+void quantize_int8(const Pass& pass, const MatrixKernels& kernels, const PackedLayout& layout,
+                   ByteBuffer& rows, int64_t stride, const Threads& threads) {
+  const int64_t num_rows = pass.call.rows.offsets.back();
+  const QuantizeInt8 all{.rows = rows.data(),
+                         .stride = stride,
+                         .num_rows = num_rows,
+                         .padded = layout.padded_k(),
+                         .tail = row_tail_offset(kernels, layout)};
+  const auto task = [&pass, &all](int64_t index) {
+    QuantizeInt8 part = all;
+    part.rows += index * kGatherRows * all.stride;
+    part.num_rows = std::min(kGatherRows, all.num_rows - index * kGatherRows);
+    pass.kernels.row_ops->quantize_int8(part);
+  };
+  parallel_for(threads, ceil_div(num_rows, kGatherRows), [&task](int64_t index) { task(index); });
+}
+
+void quantize(const Pass& pass, const RowQuantizer& quantizer, const MatrixKernels& kernels,
+              const PackedLayout& layout, ByteBuffer& rows, int64_t stride,
+              const Threads& threads) {
   const FusedExpertsCall& call = pass.call;
   if (call.activations != ActivationDType::kScheme) return;
+  if (kernels.rows == ActivationDType::kInt8)
+    return quantize_int8(pass, kernels, layout, rows, stride, threads);
   quantize_rows(quantizer,
                 {.rows = rows.data(),
                  .stride_bytes = stride,
-                 .columns = columns,
+                 .columns = layout.k,
                  .offsets = call.rows.offsets,
                  .slots = call.experts.slots,
                  .slot_stride_bytes = call.experts.slot_stride_bytes},
@@ -360,13 +381,13 @@ void sum_rows(const Pass& pass, const MatrixKernels& kernels, const PackedLayout
 }
 
 void quantize_x(const Pass& pass, const Threads& threads) {
-  quantize(pass, pass.call.x_quantizer, pass.scratch.rows, pass.row_stride,
-           pass.call.experts.hidden_size(), threads);
+  quantize(pass, pass.call.x_quantizer, pass.kernels.w13, pass.call.experts.w13, pass.scratch.rows,
+           pass.row_stride, threads);
 }
 
 void quantize_intermediate(const Pass& pass, const Threads& threads) {
-  quantize(pass, pass.call.intermediate_quantizer, pass.scratch.intermediate, pass.mid_stride,
-           pass.call.experts.intermediate_size(), threads);
+  quantize(pass, pass.call.intermediate_quantizer, pass.kernels.w2, pass.call.experts.w2,
+           pass.scratch.intermediate, pass.mid_stride, threads);
 }
 
 }  // namespace
@@ -419,8 +440,8 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
             .w2_coded = experts.w2.coded_panel(),
             .row_stride = row_stride_bytes(kernels.w13, experts.w13),
             .mid_stride = row_stride_bytes(kernels.w2, experts.w2),
-            .store_rows_bf16 = kernels.w13.gemm->rows == ActivationDType::kBF16,
-            .store_mid_bf16 = kernels.w2.gemm->rows == ActivationDType::kBF16,
+            .store_rows_bf16 = kernels.w13.rows == ActivationDType::kBF16,
+            .store_mid_bf16 = kernels.w2.rows == ActivationDType::kBF16,
             .round_bf16 = call.activations == ActivationDType::kBF16,
             .kind = kind_of(call.activation.kind)};
   const int num_threads = threads.resolved_count();

@@ -12,12 +12,9 @@ namespace {
 
 constexpr int64_t kPieceBytes = 16384;
 
+// Of the row's place: rows of int8 are written where f32 ones stood.
 int64_t element_bytes(const MatrixKernels& kernels) noexcept {
-  return kernels.gemm->rows == ActivationDType::kBF16 ? 2 : 4;
-}
-
-int64_t sums_offset(const MatrixKernels& kernels, const PackedLayout& layout) noexcept {
-  return layout.padded_k() * element_bytes(kernels);
+  return kernels.rows == ActivationDType::kBF16 ? 2 : 4;
 }
 
 // In lanes that the compiler can keep in vectors; the order depends on nothing but the count.
@@ -83,8 +80,11 @@ void multiply_decoded(const MultiplyPanel& call) noexcept {
 }  // namespace
 
 int64_t row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept {
-  return kernels.gemm->row_stride_bytes(
-      layout.k, layout.format.zero_points ? layout.coded_panel().num_groups * 4 : 0);
+  const int64_t tail = kernels.rows == ActivationDType::kInt8
+                           ? static_cast<int64_t>(sizeof(Int8RowTail))
+                       : layout.format.zero_points ? layout.coded_panel().num_groups * 4
+                                                   : 0;
+  return kernels.gemm->row_stride_bytes(layout.k, tail);
 }
 
 void sum_groups(const MatrixKernels& kernels, const PackedLayout& layout, std::byte* rows,
@@ -92,7 +92,7 @@ void sum_groups(const MatrixKernels& kernels, const PackedLayout& layout, std::b
   if (!layout.format.zero_points) return;
   const int64_t k = layout.padded_k();
   const int64_t group = layout.format.group;
-  const int64_t offset = sums_offset(kernels, layout);
+  const int64_t offset = row_tail_offset(kernels, layout);
   const bool bf16 = kernels.gemm->rows == ActivationDType::kBF16;
   for (int64_t r = 0; r < num_rows; ++r) {
     std::byte* row = rows + r * stride;
@@ -108,6 +108,10 @@ void sum_groups(const MatrixKernels& kernels, const PackedLayout& layout, std::b
                         [x = reinterpret_cast<const float*>(row)](int64_t i) { return x[i]; });
     }
   }
+}
+
+int64_t row_tail_offset(const MatrixKernels& kernels, const PackedLayout& layout) noexcept {
+  return layout.padded_k() * element_bytes(kernels);
 }
 
 int64_t multiply_rows(const MatrixKernels& kernels) noexcept {
@@ -129,7 +133,7 @@ void multiply_panel(const MultiplyPanel& call) noexcept {
          .c = call.c + row * kPanelWidth,
          .next = row == 0 ? call.next : nullptr,
          .coded = plain ? nullptr : &call.coded,
-         .x_sums = sums_offset(kernels, call.layout)});
+         .x_sums = row_tail_offset(kernels, call.layout)});
   });
 }
 

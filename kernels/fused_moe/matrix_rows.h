@@ -11,6 +11,9 @@ inline constexpr int64_t kMaxMultiplyRows = 128;
 /// Bytes from row to row of x for a matrix: its columns and, with zero points, their group sums.
 int64_t row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept;
 
+/// Bytes from the start of a row of x to what follows its columns (PanelGemm::x_sums).
+int64_t row_tail_offset(const MatrixKernels& kernels, const PackedLayout& layout) noexcept;
+
 /// Writes the group sums behind rows of x (see PanelGemm); nothing for matrices without zero
 /// points.
 void sum_groups(const MatrixKernels& kernels, const PackedLayout& layout, std::byte* rows,

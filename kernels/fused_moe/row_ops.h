@@ -64,20 +64,35 @@ struct AccumulateBlock {
   int64_t n;            ///< columns that exist, at most 32
 };
 
+/// Rounds rows of f32 to int8, in place, each with a scale of its own: the codes stand where the
+/// row began, behind them at `tail` its Int8RowTail. scale = amax / 127 with amax the row's largest
+/// magnitude, code = x / scale rounded to nearest even; a row of zeros stays zeros, a row with NaN
+/// or infinity gets the scale NaN.
+struct QuantizeInt8 {
+  std::byte* rows;
+  int64_t stride;  ///< bytes
+  int64_t num_rows;
+  int64_t padded;  ///< columns, a multiple of 32; zeros where the matrix has none
+  int64_t tail;    ///< bytes from the start of a row
+};
+
 /// What surrounds the GEMMs, for one instruction set.
 struct RowOps {
   void (*gather)(const GatherRows& call) noexcept;
   void (*activate)(const ActivateBlock& call) noexcept;
   void (*accumulate)(const AccumulateBlock& call) noexcept;
+  void (*quantize_int8)(const QuantizeInt8& call) noexcept;
 };
 
 namespace scalar {
+void quantize_int8(const QuantizeInt8& call) noexcept;
 extern const RowOps kRowOps;
 }  // namespace scalar
 namespace avx2 {
 extern const RowOps kRowOps;
 }  // namespace avx2
 namespace avx512 {
+void quantize_int8(const QuantizeInt8& call) noexcept;
 extern const RowOps kRowOps;
 }  // namespace avx512
 

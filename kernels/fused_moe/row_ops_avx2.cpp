@@ -80,6 +80,6 @@ struct Vector {
 
 }  // namespace
 
-const RowOps kRowOps = row_ops::table<Vector>();
+const RowOps kRowOps = row_ops::table<Vector>(scalar::quantize_int8);
 
 }  // namespace gantry::avx2

@@ -1,6 +1,9 @@
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernels/fused_moe/row_ops_vector.h"
+#include "kernels/grouped_gemm/panel_gemm.h"
 
 namespace gantry::avx512 {
 namespace {
@@ -58,6 +61,37 @@ struct Vector {
 
 }  // namespace
 
-const RowOps kRowOps = row_ops::table<Vector>();
+void quantize_int8(const QuantizeInt8& call) noexcept {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t r = 0; r < call.num_rows; ++r) {
+    std::byte* row = call.rows + r * call.stride;
+    const auto* x = reinterpret_cast<const float*>(row);
+    __m512i most = _mm512_setzero_si512();  // bits of magnitudes are ordered as they are
+    for (int64_t i = 0; i < call.padded; i += 16) {
+      most = _mm512_max_epi32(
+          most, _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(x + i)), magnitude));
+    }
+    const int bits = _mm512_reduce_max_epi32(most);
+    Int8RowTail tail{};
+    std::memcpy(&tail.scale, &bits, 4);
+    tail.scale /= 127.0F;
+    const bool finite = bits < 0x7f800000;
+    const __m512 scale = _mm512_set1_ps(finite && tail.scale > 0.0F ? tail.scale : 1.0F);
+    const __mmask16 keep = finite && tail.scale > 0.0F ? 0xffff : 0;
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = 0; i < call.padded; i += 16) {
+      const __m512i code = _mm512_maskz_cvtps_epi32(
+          keep, _mm512_div_ps(_mm512_loadu_ps(x + i), scale));  // reads ahead of what it writes
+      sum = _mm512_add_epi32(sum, code);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), _mm512_cvtsepi32_epi8(code));
+    }
+    tail.sum = _mm512_reduce_add_epi32(sum);
+    const int nan = 0x7fc00000;
+    if (!finite) std::memcpy(&tail.scale, &nan, 4);
+    std::memcpy(row + call.tail, &tail, sizeof(tail));
+  }
+}
+
+const RowOps kRowOps = row_ops::table<Vector>(quantize_int8);
 
 }  // namespace gantry::avx512

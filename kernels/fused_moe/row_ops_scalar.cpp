@@ -1,10 +1,13 @@
 // The reference: one element at a time, with the library's own exp.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/base/float_convert.h"
 #include "kernels/fused_moe/row_ops_vector.h"
+#include "kernels/grouped_gemm/panel_gemm.h"
 
 namespace gantry::scalar {
 namespace {
@@ -83,6 +86,27 @@ void accumulate(const AccumulateBlock& b) noexcept {
 
 }  // namespace
 
-const RowOps kRowOps = {gather, activate, accumulate};
+void quantize_int8(const QuantizeInt8& call) noexcept {
+  for (int64_t r = 0; r < call.num_rows; ++r) {
+    std::byte* row = call.rows + r * call.stride;
+    const auto* x = reinterpret_cast<const float*>(row);
+    float most = 0.0F;
+    bool finite = true;
+    for (int64_t i = 0; i < call.padded; ++i) {
+      finite = finite && std::isfinite(x[i]);
+      most = std::max(most, std::fabs(x[i]));
+    }
+    Int8RowTail tail{finite ? most / 127.0F : std::numeric_limits<float>::quiet_NaN(), 0};
+    const bool keep = finite && tail.scale > 0.0F;
+    for (int64_t i = 0; i < call.padded; ++i) {
+      const auto code = keep ? static_cast<int>(std::nearbyint(x[i] / tail.scale)) : 0;
+      tail.sum += code;
+      row[i] = static_cast<std::byte>(code);  // x is read ahead of what is written
+    }
+    std::memcpy(row + call.tail, &tail, sizeof(tail));
+  }
+}
+
+const RowOps kRowOps = {gather, activate, accumulate, quantize_int8};
 
 }  // namespace gantry::scalar

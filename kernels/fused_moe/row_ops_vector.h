@@ -143,10 +143,10 @@ void accumulate(const AccumulateBlock& b) {
 }
 
 template <typename V>
-constexpr RowOps table() {
+constexpr RowOps table(void (*quantize_int8)(const QuantizeInt8&) noexcept) {
   return {[](const GatherRows& call) noexcept { gather<V>(call); },
           [](const ActivateBlock& call) noexcept { activate<V>(call); },
-          [](const AccumulateBlock& call) noexcept { accumulate<V>(call); }};
+          [](const AccumulateBlock& call) noexcept { accumulate<V>(call); }, quantize_int8};
 }
 
 }  // namespace gantry::row_ops

@@ -9,11 +9,14 @@ namespace {
 
 constexpr auto kF32Rows = ActivationDType::kF32;
 constexpr auto kBF16Rows = ActivationDType::kBF16;
+constexpr auto kInt8Rows = ActivationDType::kInt8;
 
 constexpr int64_t kNoBound = std::numeric_limits<int64_t>::max();
 
 // Best first. max_rows: bench/coded_panel_bench on Zen 4.
 constexpr CodedGemmKernel kCoded[] = {
+    {"int8_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kInt8, ScaleType::kNone, kInt8Rows,
+     kNoBound, avx512::panel_gemm_int8_vnni},
     {"e4m3_avx512_dot_12x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_e4m3_dot},
     {"int8_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt8, ScaleType::kNone, kBF16Rows,
@@ -46,7 +49,7 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
   size_t count = 0;
   int64_t covered = 0;
   for (const CodedGemmKernel& coded : kCoded) {
-    if (coded.element != format.element || coded.rows != kernels.gemm->rows ||
+    if (coded.element != format.element || coded.rows != kernels.rows ||
         !request.isas.contains(coded.isa) ||
         (coded.scale != ScaleType::kNone && coded.scale != format.scale)) {
       continue;
@@ -72,6 +75,7 @@ MatrixKernels select_matrix_kernels(const KernelRequest& request, const WeightFo
   MatrixKernels kernels;
   if (!format.coded()) {
     kernels.gemm = &select_panel_gemm(request);
+    kernels.rows = kernels.gemm->rows;
     return kernels;
   }
   KernelRequest plain = request;
@@ -88,6 +92,14 @@ MatrixKernels select_matrix_kernels(const KernelRequest& request, const WeightFo
   }
   GANTRY_CHECK(kernels.dequantize != nullptr, ErrorCode::kUnsupported,
                "nothing decodes to {} on {}", to_string(plain.weights), to_string(request.isas));
+  kernels.rows = kernels.gemm->rows;
+  // Integer arithmetic takes one scale an output, which stands behind the sum.
+  if (request.int8_rows && format.output_scale && !format.grouped()) {
+    kernels.rows = kInt8Rows;
+    select_coded(request, format, kernels);
+    if (kernels.coded[0].kernel != nullptr) return kernels;
+    kernels.rows = kernels.gemm->rows;
+  }
   select_coded(request, format, kernels);
   return kernels;
 }

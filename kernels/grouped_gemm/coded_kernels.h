@@ -15,7 +15,7 @@ struct CodedGemmKernel {
   Isa isa;
   WeightElement element;
   ScaleType scale;       ///< the one it can read; kNone: any
-  ActivationDType rows;  ///< as in PanelGemmKernel
+  ActivationDType rows;  ///< as in PanelGemmKernel; kInt8: codes with an Int8RowTail
   /// With groups of less than `kWideGroup` inputs and more rows than this something else is faster:
   /// another row of the list, or to decode pieces of a panel first and run a plain kernel on them.
   int64_t max_rows;
@@ -42,6 +42,7 @@ std::span<const PanelDequantizer> panel_dequantizers() noexcept;
 /// that it reads.
 struct MatrixKernels {
   const PanelGemmKernel* gemm = nullptr;
+  ActivationDType rows = ActivationDType::kF32;  ///< how rows of x stand in memory
   const PanelDequantizer* dequantize = nullptr;  ///< null for plain matrices
   /// A way to multiply up to so many rows of an expert with a coded matrix in registers.
   struct Coded {

@@ -32,6 +32,13 @@ struct PanelGemm {
   int64_t x_sums = 0;
 };
 
+/// What stands `x_sums` bytes behind the start of an int8 row: x = codes * scale. Rows of int8 keep
+/// the stride of f32 ones, in whose place they are written.
+struct Int8RowTail {
+  float scale;
+  int32_t sum;  ///< of the codes
+};
+
 /// Decodes a piece of a coded panel: k_begin .. k_begin + k_count - 1 of all 32 lanes, to a plain
 /// panel of f32 or bf16 (rounded). Output scales are left out: they are factors of the sums.
 struct DequantizePanel {
@@ -69,6 +76,7 @@ void panel_gemm_int8_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
 void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_int8_vnni(const PanelGemm& call) noexcept;
 void dequantize_f32(const DequantizePanel& call) noexcept;
 void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace avx512

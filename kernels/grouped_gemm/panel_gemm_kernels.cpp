@@ -87,9 +87,17 @@ Avx512DotChoice choose_avx512_dot() {
 }  // namespace
 
 std::string_view to_string(ActivationDType dtype) noexcept {
-  return dtype == ActivationDType::kF32    ? "f32"
-         : dtype == ActivationDType::kBF16 ? "bf16"
-                                           : "scheme";
+  switch (dtype) {
+    case ActivationDType::kF32:
+      return "f32";
+    case ActivationDType::kBF16:
+      return "bf16";
+    case ActivationDType::kScheme:
+      return "scheme";
+    case ActivationDType::kInt8:
+      return "int8";
+  }
+  return "unknown";
 }
 
 int64_t PanelGemmKernel::row_stride_bytes(int64_t k, int64_t extra_bytes) const noexcept {

@@ -20,6 +20,9 @@ enum class ActivationDType : uint8_t {
   /// What the checkpoint declares (FusedExpertsCall's quantizers), simulated on f32 rows: nothing
   /// else is rounded.
   kScheme,
+  /// Rounded to int8 with one scale a token, whatever the checkpoint declares. An error of about
+  /// 1e-2.
+  kInt8,
 };
 
 std::string_view to_string(ActivationDType dtype) noexcept;
@@ -66,6 +69,7 @@ struct KernelRequest {
   IsaSet isas;
   Avx512Dot avx512_dot = Avx512Dot::kFma;
   bool batch_invariant = false;  ///< only kernels that are
+  bool int8_rows = false;        ///< activations are int8 a token: integer arithmetic if possible
 };
 
 /// The first kernel of the list that can serve a request. A pure function of its argument.

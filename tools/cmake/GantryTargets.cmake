@@ -61,6 +61,7 @@ function(gantry_isa_sources isa)
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -Wno-uninitialized
              -Wno-maybe-uninitialized)
   set(avx512_bf16 ${avx512} -mavx512bf16)
+  set(avx512_vnni ${avx512} -mavx512vnni)
   set(avx512_vbmi ${avx512_bf16} -mavx512vbmi)
   string(TOLOWER ${isa} key)
   if(NOT DEFINED ${key})
