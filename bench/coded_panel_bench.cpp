@@ -32,10 +32,17 @@ constexpr WeightFormat kFormats[] = {
 
 void time_format(benchmark::State& state, const WeightFormat& format, ActivationDType activations,
                  bool in_registers) {
-  const KernelRequest request{
-      .activations = activations, .isas = host_isas(), .avx512_dot = avx512_dot_choice().flavour};
+  const bool int8 = activations == ActivationDType::kInt8;
+  const KernelRequest request{.activations = int8 ? ActivationDType::kScheme : activations,
+                              .isas = host_isas(),
+                              .avx512_dot = avx512_dot_choice().flavour,
+                              .int8_rows = int8};
   MatrixKernels kernels = select_matrix_kernels(request, format);
   const int64_t rows = state.range(0);
+  if (int8 && kernels.rows != ActivationDType::kInt8) {
+    state.SkipWithError("no integer kernel for this format here");
+    return;
+  }
   if (!in_registers) kernels.coded = {};
   if (in_registers && kernels.coded_for(rows) == nullptr) {
     state.SkipWithError("this many rows are decoded first");
@@ -47,7 +54,7 @@ void time_format(benchmark::State& state, const WeightFormat& format, Activation
   ByteBuffer x(static_cast<size_t>(rows * stride));
   ByteBuffer panel(static_cast<size_t>(layout.bytes()));
   Buffer<float> c(static_cast<size_t>(kMaxMultiplyRows * kPanelWidth));
-  const DType x_type = kernels.gemm->rows == ActivationDType::kBF16 ? DType::kBF16 : DType::kF32;
+  const DType x_type = kernels.rows == ActivationDType::kBF16 ? DType::kBF16 : DType::kF32;
   const float one = 1.0F;
   for (int64_t i = 0; i < rows * stride / size_of(x_type); ++i)
     convert_from_f32(&one, 1, x_type, x.data() + i * size_of(x_type));
@@ -72,7 +79,8 @@ void time_format(benchmark::State& state, const WeightFormat& format, Activation
 }
 
 void register_all() {
-  for (const auto activations : {ActivationDType::kBF16, ActivationDType::kF32}) {
+  for (const auto activations :
+       {ActivationDType::kBF16, ActivationDType::kF32, ActivationDType::kInt8}) {
     for (const WeightFormat& format : kFormats) {
       for (const bool in_registers : {true, false}) {
         const std::string name = "coded_panel/" + std::string(to_string(activations)) + "/" +

@@ -231,9 +231,10 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--shape", options->shape, "model whose shape to take")
       ->capture_default_str();
   command
-      ->add_option("--format", options->format,
-                   "weight format: bf16, f16, f32, fp8-block, fp8-channel, int8, int4-g128, "
-                   "int4-g32, awq, gptq-asym, mxfp4, nvfp4")
+      ->add_option(
+          "--format", options->format,
+          "weight format: bf16, f16, f32, fp8-block, fp8-channel, int8, int4-g128, int4-g64, "
+          "int4-g32, awq, gptq-asym, mxfp4, nvfp4")
       ->capture_default_str();
   command->add_option("--tokens", options->tokens, "numbers of tokens, comma separated")
       ->delimiter(',')
