@@ -23,6 +23,8 @@ constexpr CodedGemmKernel kCoded[] = {
      16, avx512::panel_gemm_int8_dot},
     {"int4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt4, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_int4_dot},
+    {"nvfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE4M3, kBF16Rows,
+     12, avx512::panel_gemm_e2m1_dot},
     {"e2m1_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kNone, kBF16Rows,
      5, avx512::panel_gemm_e2m1_dot},
     {"mxfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE8M0, kBF16Rows,

@@ -1,5 +1,7 @@
 // One code a byte (FP8, INT8, MXFP8), and FP4 with two codes a byte.
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "kernels/base/check.h"
@@ -129,9 +131,14 @@ WeightFormat mxfp4_format(const QuantScheme& /*scheme*/, const EncodedMatrix& /*
 CodedMatrix code_mxfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   CodedMatrix coded{.format = mxfp4_format(scheme, matrix), .size = matrix.size};
   read_fp4_codes(matrix, coded);
-  const EncodedTensor* scale = matrix.find("scales");
-  set_scales(coded, read_group_scales(scale != nullptr ? *scale : matrix.require("weight_scale"),
-                                      matrix.size, 32));
+  const EncodedTensor* scales = matrix.find("scales");
+  if (scales == nullptr) scales = &matrix.require("weight_scale");
+  set_scales(coded, read_group_scales(*scales, matrix.size, 32));
+  // Kernels fold scales into exponents with this much room; no weight is that large.
+  const auto largest = std::max_element(coded.scales.begin(), coded.scales.end());
+  GANTRY_CHECK(largest == coded.scales.end() || !std::isfinite(*largest) || *largest <= 0x1p100F,
+               ErrorCode::kUnsupported, "{}: expected scales of FP4 up to 2^100, found {}",
+               scales->name, *largest);
   return coded;
 }
 
