@@ -72,7 +72,9 @@ struct FoldedE2M1Codes : NibbleCodes {
   static __m512i scales_of(const std::byte* scales) {
     const __m512i code =
         _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(scales)));
-    const __m512i one = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(227), code), 7);
+    // 2^-127 counts as 2^-126: below it the difference would borrow from the sign.
+    const __m512i normal = _mm512_max_epi32(code, _mm512_set1_epi32(1));
+    const __m512i one = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(227), normal), 7);
     return _mm512_or_si512(one, _mm512_slli_epi32(one, 16));
   }
   template <int kPair>
