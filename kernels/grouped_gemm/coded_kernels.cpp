@@ -41,14 +41,20 @@ constexpr PanelDequantizer kDequantizers[] = {
     {"dequantize_f32_scalar", Isa::kScalar, DType::kF32, scalar::dequantize_f32},
 };
 
+// One that folds a type of scales into the weights knows of no other factors.
+bool reads(const CodedGemmKernel& kernel, const WeightFormat& format) {
+  if (kernel.element != format.element) return false;
+  return kernel.scale == ScaleType::kNone ||
+         (kernel.scale == format.scale && !format.zero_points && !format.output_scale);
+}
+
 void select_coded(const KernelRequest& request, const WeightFormat& format,
                   MatrixKernels& kernels) {
   size_t count = 0;
   int64_t covered = 0;
   for (const CodedGemmKernel& coded : kCoded) {
-    if (coded.element != format.element || coded.rows != kernels.gemm->rows ||
-        !request.isas.contains(coded.isa) ||
-        (coded.scale != ScaleType::kNone && coded.scale != format.scale)) {
+    if (!reads(coded, format) || coded.rows != kernels.gemm->rows ||
+        !request.isas.contains(coded.isa)) {
       continue;
     }
     const bool wide = !format.grouped() || format.group >= kWideGroup;

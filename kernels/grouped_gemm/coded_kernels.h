@@ -14,7 +14,8 @@ struct CodedGemmKernel {
   std::string_view name;
   Isa isa;
   WeightElement element;
-  ScaleType scale;       ///< the one it can read; kNone: any
+  /// The one it can read, without zero points and output scales; kNone: any, with both.
+  ScaleType scale;
   ActivationDType rows;  ///< as in PanelGemmKernel
   /// With groups of less than `kWideGroup` inputs and more rows than this something else is faster:
   /// another row of the list, or to decode pieces of a panel first and run a plain kernel on them.
