@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/grouped_gemm/panel_gemm_kernels.h"
+#include "kernels/quant/weight_format.h"
 #include "tests/kernels/panel_case.h"
 
 namespace gantry::test {
@@ -55,6 +56,24 @@ inline std::vector<CodedMachine> coded_machines() {
           {"amx", amx, kBF16, Avx512Dot::kDot},
           {"amx_emulated", emulated, kBF16, Avx512Dot::kDot},
           {"amx_emulated_alone", {Isa::kAmxEmulated}, kBF16}};
+}
+
+/// Formats of the encodings that there are, and the ones that are hardest on the kernels.
+inline const std::vector<WeightFormat>& matrix_formats() {
+  static const std::vector<WeightFormat> all = {
+      {.element = WeightElement::kInt8, .output_scale = true},
+      {.element = WeightElement::kE4M3, .output_scale = true},
+      {WeightElement::kE4M3, ScaleType::kF32, 128, false, false},
+      {WeightElement::kE4M3, ScaleType::kE8M0, 32, false, false},
+      {WeightElement::kInt8, ScaleType::kF16, 32, true, false},
+      {WeightElement::kInt4, ScaleType::kF16, 32, true, false},
+      {WeightElement::kInt4, ScaleType::kBF16, 128, false, false},
+      {WeightElement::kInt4, ScaleType::kF32, 48, true, true},
+      {WeightElement::kE2M1, ScaleType::kE8M0, 32, false, false},
+      {WeightElement::kE2M1, ScaleType::kE8M0, 32, false, true},
+      {WeightElement::kE2M1, ScaleType::kE8M0, 64, true, false},
+      {WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true}};
+  return all;
 }
 
 inline std::string machine_name(const testing::TestParamInfo<CodedMachine>& tested) {

@@ -108,26 +108,13 @@ struct MatrixCase {
   }
 };
 
-/// Formats of the encodings that there are, and the ones that are hardest on the kernels.
-const std::vector<WeightFormat>& formats() {
-  static const std::vector<WeightFormat> all = {
-      {.element = WeightElement::kInt8, .output_scale = true},
-      {.element = WeightElement::kE4M3, .output_scale = true},
-      {WeightElement::kE4M3, ScaleType::kF32, 128, false, false},
-      {WeightElement::kE4M3, ScaleType::kE8M0, 32, false, false},
-      {WeightElement::kInt8, ScaleType::kF16, 32, true, false},
-      {WeightElement::kInt4, ScaleType::kF16, 32, true, false},
-      {WeightElement::kInt4, ScaleType::kBF16, 128, false, false},
-      {WeightElement::kInt4, ScaleType::kF32, 48, true, true},
-      {WeightElement::kE2M1, ScaleType::kE8M0, 32, false, false},
-      {WeightElement::kE2M1, ScaleType::kE8M0, 32, false, true},
-      {WeightElement::kE2M1, ScaleType::kE8M0, 64, true, false},
-      {WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true}};
-  return all;
-}
-
-class MatrixRowsTest : public testing::TestWithParam<CodedMachine> {
+/// For every machine; one that this is not is reported as skipped.
+class MultiplyPanelTest : public testing::TestWithParam<CodedMachine> {
  protected:
+  void SetUp() override {
+    if (!machine.runs_here()) GTEST_SKIP() << "this machine is no " << machine.name;
+  }
+
   MatrixCase random_case(const WeightFormat& format, int64_t k, int64_t num_rows,
                          bool batch_invariant = false) {
     MatrixCase c{.kernels = select_matrix_kernels(machine.request(batch_invariant), format),
@@ -143,17 +130,9 @@ class MatrixRowsTest : public testing::TestWithParam<CodedMachine> {
   testing::ScopedTrace trace{__FILE__, __LINE__, "seed " + std::to_string(rng.seed())};
 };
 
-/// Those that run GEMMs; selection alone needs no hardware.
-class MultiplyPanelTest : public MatrixRowsTest {
- protected:
-  void SetUp() override {
-    if (!machine.runs_here()) GTEST_SKIP() << "this machine is no " << machine.name;
-  }
-};
-
 TEST_P(MultiplyPanelTest, MatchesTheReferenceWhicheverWayItTakes) {
   // 600 columns are several of the pieces that are decoded at once; groups of 48 cross their ends.
-  for (const WeightFormat& format : formats()) {
+  for (const WeightFormat& format : matrix_formats()) {
     const MatrixCase c = random_case(format, 600, 49);
     for (const int64_t matrix_rows : {1, 5, 6, 16, 17, 24, 25, 1000})
       c.expect_reference(c.run(0, 13, matrix_rows), matrix_rows);
@@ -162,13 +141,14 @@ TEST_P(MultiplyPanelTest, MatchesTheReferenceWhicheverWayItTakes) {
 }
 
 TEST_P(MultiplyPanelTest, TakesAsManyRowsAsItSays) {
-  const MatrixCase c = random_case(formats()[5], 130, kMaxMultiplyRows);
+  const MatrixCase c = random_case(matrix_formats()[5], 130, kMaxMultiplyRows);
   for (const int64_t rows : {47, 48, 49, 96, 97, 128})
     c.expect_reference(c.run(0, rows, rows), rows);
 }
 
 TEST_P(MultiplyPanelTest, MatchesTheReferenceForEveryDepth) {
-  for (const WeightFormat& format : {formats()[5], formats()[7], formats()[11]}) {
+  for (const WeightFormat& format :
+       {matrix_formats()[5], matrix_formats()[7], matrix_formats()[11]}) {
     for (int64_t k = 1; k < 300; k += k < 40 ? 3 : 41) {
       const MatrixCase c = random_case(format, k, 6);
       for (const int64_t matrix_rows : {1, 1000})
@@ -178,7 +158,7 @@ TEST_P(MultiplyPanelTest, MatchesTheReferenceForEveryDepth) {
 }
 
 TEST_P(MultiplyPanelTest, ARowHasTheSameBitsInEveryBlockOfOneWay) {
-  for (const WeightFormat& format : formats()) {
+  for (const WeightFormat& format : matrix_formats()) {
     const MatrixCase c = random_case(format, 300, 100);
     for (const int64_t matrix_rows : {1, 12, 1000}) {
       const Floats all = c.run(0, 100, matrix_rows);
@@ -193,7 +173,7 @@ TEST_P(MultiplyPanelTest, ARowHasTheSameBitsInEveryBlockOfOneWay) {
 }
 
 TEST_P(MultiplyPanelTest, BatchInvariantKernelsGiveARowTheSameBitsForAnyNumberOfMatrixRows) {
-  for (const WeightFormat& format : formats()) {
+  for (const WeightFormat& format : matrix_formats()) {
     const MatrixCase c = random_case(format, 300, 12, true);
     const Floats one = c.run(0, 12, 1);
     c.expect_reference(one, 1);
@@ -204,7 +184,7 @@ TEST_P(MultiplyPanelTest, BatchInvariantKernelsGiveARowTheSameBitsForAnyNumberOf
 
 TEST_P(MultiplyPanelTest, GroupSumsAreThoseOfTheRoundedRows) {
   for (const int64_t k : {5, 32, 130, 600}) {
-    const MatrixCase c = random_case(formats()[7], k, 3);  // groups of 48
+    const MatrixCase c = random_case(matrix_formats()[7], k, 3);  // groups of 48
     const int64_t groups = (c.w.layout.padded_k() + 47) / 48;
     for (int64_t r = 0; r < 3; ++r) {
       for (int64_t g = 0; g < groups; ++g) {
@@ -228,145 +208,6 @@ TEST_P(MultiplyPanelTest, GroupSumsAreThoseOfTheRoundedRows) {
 
 INSTANTIATE_TEST_SUITE_P(Machines, MultiplyPanelTest, testing::ValuesIn(coded_machines()),
                          machine_name);
-
-// ---- selection ---------------------------------------------------------------------------------
-
-TEST_P(MatrixRowsTest, ABatchInvariantRequestGetsOneWayOnly) {
-  for (const WeightFormat& format : formats()) {
-    const MatrixKernels kernels = select_matrix_kernels(machine.request(true), format);
-    EXPECT_EQ(kernels.coded[1].kernel, nullptr);
-    for (const int64_t rows : {1, 5, 6, 16, 17, 1 << 30})
-      EXPECT_EQ(kernels.coded_for(rows), kernels.coded[0].kernel) << rows;
-  }
-}
-
-TEST_P(MatrixRowsTest, WaysAscendAndReadTheFormatAndTheRows) {
-  for (const WeightFormat& format : formats()) {
-    const MatrixKernels kernels = select_matrix_kernels(machine.request(), format);
-    ASSERT_NE(kernels.gemm, nullptr);
-    ASSERT_NE(kernels.dequantize, nullptr);
-    EXPECT_EQ(kernels.dequantize->out, kernels.gemm->weights);
-    int64_t covered = 0;
-    for (const MatrixKernels::Coded& way : kernels.coded) {
-      if (way.kernel == nullptr) continue;
-      EXPECT_GT(way.max_rows, covered);
-      covered = way.max_rows;
-      EXPECT_EQ(way.kernel->element, format.element);
-      EXPECT_EQ(way.kernel->rows, kernels.gemm->rows);
-      EXPECT_TRUE(way.kernel->scale == ScaleType::kNone || way.kernel->scale == format.scale);
-      EXPECT_TRUE(machine.request().isas.contains(way.kernel->isa));
-    }
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Machines, MatrixRowsTest, testing::ValuesIn(coded_machines()),
-                         machine_name);
-
-constexpr WeightFormat kInt4Group32{WeightElement::kInt4, ScaleType::kF16, 32, true, false};
-constexpr WeightFormat kInt4Group128{WeightElement::kInt4, ScaleType::kF16, 128, true, false};
-constexpr WeightFormat kFp8Block{WeightElement::kE4M3, ScaleType::kF32, 128, false, false};
-constexpr WeightFormat kMxfp8{WeightElement::kE4M3, ScaleType::kE8M0, 32, false, false};
-constexpr WeightFormat kMxfp4{WeightElement::kE2M1, ScaleType::kE8M0, 32, false, false};
-constexpr WeightFormat kNvfp4{WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true};
-constexpr WeightFormat kInt8Row{.element = WeightElement::kInt8, .output_scale = true};
-
-std::string selected(const std::string& machine_name, const WeightFormat& format,
-                     bool batch_invariant = false) {
-  for (const CodedMachine& machine : coded_machines()) {
-    if (machine.name == machine_name)
-      return to_string(select_matrix_kernels(machine.request(batch_invariant), format));
-  }
-  return "no machine " + machine_name;
-}
-
-TEST(SelectMatrixKernelsTest, WithoutAvx512PanelsAreDecodedToF32First) {
-  for (const WeightFormat& format : {kInt4Group32, kFp8Block, kMxfp4, kNvfp4, kInt8Row}) {
-    EXPECT_EQ(selected("scalar", format), "dequantize_f32_scalar + f32_scalar");
-    EXPECT_EQ(selected("scalar_f32", format), "dequantize_f32_scalar + f32_scalar");
-    EXPECT_EQ(selected("avx2", format), "dequantize_f32_scalar + f32_avx2_6x16");
-  }
-}
-
-TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512) {
-  const std::string many = "dequantize_f32_avx512 + f32_avx512_fma_12x32";
-  for (const char* machine : {"avx512", "avx512_f32", "avx512_bf16_fma", "avx512_vbmi_f32"}) {
-    EXPECT_EQ(selected(machine, kInt4Group32), "int4_avx512_fma_12x32 to 24 rows, " + many);
-    EXPECT_EQ(selected(machine, kInt4Group128), "int4_avx512_fma_12x32");
-    EXPECT_EQ(selected(machine, kFp8Block), "e4m3_avx512_fma_12x32");
-    EXPECT_EQ(selected(machine, kMxfp8), "e4m3_avx512_fma_12x32 to 24 rows, " + many);
-    EXPECT_EQ(selected(machine, kMxfp4), "e2m1_avx512_fma_12x32 to 24 rows, " + many);
-    EXPECT_EQ(selected(machine, kNvfp4), "e2m1_avx512_fma_12x32 to 24 rows, " + many);
-    EXPECT_EQ(selected(machine, kInt8Row), "int8_avx512_fma_12x32");
-  }
-}
-
-TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512WithTheDotInstruction) {
-  const std::string many = "dequantize_bf16_avx512 + bf16_avx512_dot_12x32";
-  for (const char* machine : {"avx512_bf16", "avx512_vbmi"}) {
-    EXPECT_EQ(selected(machine, kInt4Group32), "int4_avx512_dot_12x32 to 16 rows, " + many);
-    EXPECT_EQ(selected(machine, kInt4Group128), "int4_avx512_dot_12x32");
-    EXPECT_EQ(selected(machine, kMxfp4), "e2m1_avx512_dot_12x32 to 5 rows, mxfp4_avx512_dot_12x32");
-    EXPECT_EQ(selected(machine, kNvfp4), "e2m1_avx512_dot_12x32 to 5 rows, " + many);
-    EXPECT_EQ(selected(machine, kInt8Row), "int8_avx512_dot_12x32");
-  }
-  // FP8 is looked up by VBMI; without it panels are decoded first.
-  EXPECT_EQ(selected("avx512_vbmi", kFp8Block), "e4m3_avx512_dot_12x32");
-  EXPECT_EQ(selected("avx512_vbmi", kMxfp8), "e4m3_avx512_dot_12x32 to 16 rows, " + many);
-  EXPECT_EQ(selected("avx512_bf16", kFp8Block), many);
-  EXPECT_EQ(selected("avx512_bf16", kMxfp8), many);
-}
-
-TEST(SelectMatrixKernelsTest, IsPinnedOnAmx) {
-  for (const char* machine : {"amx", "amx_emulated"}) {
-    std::string many = "dequantize_bf16_avx512 + bf16_amx_32x32";
-    if (std::string(machine) == "amx_emulated") many += "_emulated";
-    EXPECT_EQ(selected(machine, kInt4Group32), "int4_avx512_dot_12x32 to 16 rows, " + many);
-    EXPECT_EQ(selected(machine, kNvfp4), "e2m1_avx512_dot_12x32 to 5 rows, " + many);
-    EXPECT_EQ(selected(machine, kMxfp8), "e4m3_avx512_dot_12x32 to 16 rows, " + many);
-  }
-  EXPECT_EQ(selected("amx_emulated_alone", kInt4Group32),
-            "dequantize_bf16_scalar + bf16_amx_32x32_emulated");
-}
-
-TEST(SelectMatrixKernelsTest, BatchInvariantRequestsTakeTheOneWayForTheMostRows) {
-  EXPECT_EQ(selected("avx512_vbmi", kInt4Group32, true), "int4_avx512_dot_12x32");
-  EXPECT_EQ(selected("avx512_vbmi", kMxfp4, true), "mxfp4_avx512_dot_12x32");
-  EXPECT_EQ(selected("avx512_vbmi", kNvfp4, true), "e2m1_avx512_dot_12x32");
-  EXPECT_EQ(selected("avx512", kInt4Group32, true), "int4_avx512_fma_12x32");
-  EXPECT_EQ(selected("avx512_bf16", kMxfp8, true),
-            "dequantize_bf16_avx512 + bf16_avx512_dot_12x32");
-}
-
-TEST(SelectMatrixKernelsTest, TheNumberOfRowsPicksTheWay) {
-  const auto kernels_for = [](const WeightFormat& format) {
-    for (const CodedMachine& machine : coded_machines()) {
-      if (machine.name == "avx512_vbmi") return select_matrix_kernels(machine.request(), format);
-    }
-    return MatrixKernels{};
-  };
-  const MatrixKernels mxfp4 = kernels_for(kMxfp4);
-  EXPECT_EQ(mxfp4.coded_for(1)->name, "e2m1_avx512_dot_12x32");
-  EXPECT_EQ(mxfp4.coded_for(5)->name, "e2m1_avx512_dot_12x32");
-  EXPECT_EQ(mxfp4.coded_for(6)->name, "mxfp4_avx512_dot_12x32");
-  EXPECT_EQ(mxfp4.coded_for(1 << 30)->name, "mxfp4_avx512_dot_12x32");
-  const MatrixKernels int4 = kernels_for(kInt4Group32);
-  EXPECT_EQ(int4.coded_for(16)->name, "int4_avx512_dot_12x32");
-  EXPECT_EQ(int4.coded_for(17), nullptr);
-  const MatrixKernels plain = kernels_for({});
-  EXPECT_EQ(plain.dequantize, nullptr);
-  EXPECT_EQ(plain.coded_for(1), nullptr);
-  EXPECT_EQ(to_string(plain), "bf16_avx512_dot_12x32");
-}
-
-TEST(SelectMatrixKernelsTest, AKernelThatFoldsScalesDoesNotGetZeroPointsOrOutputScales) {
-  for (const bool zeros : {false, true}) {
-    WeightFormat format = kMxfp4;
-    format.zero_points = zeros;
-    format.output_scale = !zeros;
-    EXPECT_EQ(selected("avx512_vbmi", format).find("mxfp4"), std::string::npos);
-    EXPECT_EQ(selected("avx512_vbmi", format, true), "e2m1_avx512_dot_12x32");
-  }
-}
 
 }  // namespace
 }  // namespace gantry::test
