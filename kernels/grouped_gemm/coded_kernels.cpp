@@ -28,7 +28,7 @@ constexpr CodedGemmKernel kCoded[] = {
     {"e2m1_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kNone, kBF16Rows,
      5, avx512::panel_gemm_e2m1_dot},
     {"mxfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE8M0, kBF16Rows,
-     kNoBound, avx512::panel_gemm_mxfp4_dot},
+     kNoBound, avx512::panel_gemm_mxfp4_dot, /*folds=*/true},
     {"e4m3_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE4M3, ScaleType::kNone, kF32Rows, 24,
      avx512::panel_gemm_e4m3},
     {"int8_avx512_fma_12x32", Isa::kAvx512, WeightElement::kInt8, ScaleType::kNone, kF32Rows, 24,
@@ -46,14 +46,20 @@ constexpr PanelDequantizer kDequantizers[] = {
     {"dequantize_f32_scalar", Isa::kScalar, DType::kF32, scalar::dequantize_f32},
 };
 
+// One that folds a type of scales into the weights knows of no other factors.
+bool reads(const CodedGemmKernel& kernel, const WeightFormat& format) {
+  if (kernel.element != format.element) return false;
+  if (kernel.folds && (format.zero_points || format.output_scale)) return false;
+  return kernel.scale == ScaleType::kNone || kernel.scale == format.scale;
+}
+
 void select_coded(const KernelRequest& request, const WeightFormat& format,
                   MatrixKernels& kernels) {
   size_t count = 0;
   int64_t covered = 0;
   for (const CodedGemmKernel& coded : kCoded) {
-    if (coded.element != format.element || coded.rows != kernels.rows ||
-        !request.isas.contains(coded.isa) ||
-        (coded.scale != ScaleType::kNone && coded.scale != format.scale)) {
+    if (!reads(coded, format) || coded.rows != kernels.rows ||
+        !request.isas.contains(coded.isa)) {
       continue;
     }
     const bool wide = !format.grouped() || format.group >= kWideGroup;
