@@ -153,30 +153,56 @@ class CodedShard {
       : coded_(coded), out_(out), in_(in) {
     const auto row = static_cast<size_t>(out.begin);
     block_ = {
-        .codes = coded.codes.data() + out.begin * coded.size.in + in.begin,
         .rows = out.size(),
         .cols = in.size(),
-        .stride = coded.size.in,
-        .output_scales = coded.output_scales.empty() ? nullptr : coded.output_scales.data() + row};
+        .output_scales = coded.output_scales.empty() ? nullptr : coded.output_scales.data() + row,
+        .nibbles = coded.nibbles(),
+        .flip = coded.flip};
+    if (coded.nibbles() && in.begin % 2 != 0) {
+      cut_codes();
+    } else {
+      block_.stride = coded.row_bytes();
+      block_.codes = coded.code_row(out.begin) + in.begin / (coded.nibbles() ? 2 : 1);
+    }
     if (!format.grouped()) return;
     const int64_t groups = (in.size() + format.group - 1) / format.group;
-    cut(coded.scales, groups, format.group, scales_);
-    cut(coded.zeros, groups, format.group, zeros_);
-    block_.scales = scales_.data();
+    const int64_t stored = size_of(format.scale);
+    if (coded.file_scales != nullptr && coded.format.group == format.group) {
+      block_.scale_stride = coded.num_groups() * stored;
+      block_.stored_scales =
+          coded.file_scales + out.begin * block_.scale_stride + in.begin / format.group * stored;
+    } else {
+      cut(groups, format.group, scales_, [&](int64_t at) { return coded.scale(at); });
+      block_.scales = scales_.data();
+    }
+    if (coded.zeros.empty()) return;
+    cut(groups, format.group, zeros_,
+        [&](int64_t at) { return coded.zeros[static_cast<size_t>(at)]; });
     block_.zeros = zeros_.data();
   }
   [[nodiscard]] const CodedBlock& block() const noexcept { return block_; }
 
  private:
-  template <typename T>
-  void cut(const std::vector<T>& whole, int64_t groups, int64_t group, std::vector<T>& part) {
-    if (whole.empty()) return;
-    const int64_t all_groups = coded_.num_groups();
-    part.reserve(static_cast<size_t>(out_.size() * groups));
+  // Codes that begin within a byte, one a byte.
+  void cut_codes() {
+    codes_.reserve(static_cast<size_t>(out_.size() * in_.size()));
+    for (int64_t o = out_.begin; o < out_.end; ++o) {
+      for (int64_t i = in_.begin; i < in_.end; ++i)
+        codes_.push_back(coded_.code(o, i));
+    }
+    block_.codes = codes_.data();
+    block_.stride = in_.size();
+    block_.nibbles = false;
+    block_.flip = 0;
+  }
+
+  template <typename T, typename At>
+  void cut(int64_t groups, int64_t group, std::vector<T>& part, const At& at) {
+    part.resize(static_cast<size_t>(out_.size() * groups));
+    size_t next = 0;
     for (int64_t o = out_.begin; o < out_.end; ++o) {
       for (int64_t g = 0; g < groups; ++g) {
-        const int64_t from = (in_.begin + g * group) / coded_.format.group;
-        part.push_back(whole[static_cast<size_t>(o * all_groups + from)]);
+        part[next++] = at(o * coded_.num_groups() + (in_.begin + g * group) / coded_.format.group);
       }
     }
   }
@@ -185,6 +211,7 @@ class CodedShard {
   Slice out_;
   Slice in_;
   CodedBlock block_;
+  std::vector<uint8_t> codes_;
   std::vector<float> scales_;
   std::vector<int8_t> zeros_;
 };
