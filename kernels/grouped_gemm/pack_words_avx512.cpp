@@ -43,10 +43,10 @@ void pack_words(const PackWords& call) noexcept {
         pack_tiles(call, whole, [](__m512i line) { return line; });
         break;
       case WordOrder::kPairs:
-        pack_tiles(call, whole, split_pairs);
+        pack_tiles(call, whole, [](__m512i line) { return split_pairs(line); });
         break;
       case WordOrder::kNibblePairs:
-        pack_tiles(call, whole, evens_first);
+        pack_tiles(call, whole, [](__m512i line) { return evens_first(line); });
         break;
     }
     rest.source += whole * 4;

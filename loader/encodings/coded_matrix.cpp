@@ -35,6 +35,11 @@ int64_t first_non_finite_scale(const CodedMatrix& matrix) noexcept {
     const uint8_t nan = matrix.format.scale == ScaleType::kE8M0 ? 0xff : 0x7f;
     return find_byte(bytes, count, nan, nan);
   }
+  if (matrix.file_scales == nullptr) {
+    const auto bad = std::find_if_not(matrix.scales.begin(), matrix.scales.end(),
+                                      [](float scale) { return std::isfinite(scale); });
+    return bad == matrix.scales.end() ? -1 : bad - matrix.scales.begin();
+  }
   for (int64_t at = 0; at < count; ++at) {
     if (!std::isfinite(matrix.scale(at))) return at;
   }
