@@ -27,19 +27,21 @@ class CodedShard {
     }
     if (!format.grouped()) return;
     const int64_t groups = (in.size() + format.group - 1) / format.group;
+    const bool same_groups = coded.format.group == format.group;  // not cut
+    const bool all_groups = same_groups && groups == coded.num_groups();
     const int64_t stored = size_of(format.scale);
-    if (coded.file_scales != nullptr && coded.format.group == format.group) {
+    if (coded.file_scales != nullptr && same_groups) {
       block_.scale_stride = coded.num_groups() * stored;
       block_.stored_scales =
           coded.file_scales + out.begin * block_.scale_stride + in.begin / format.group * stored;
-    } else if (coded.file_scales == nullptr && groups == coded.num_groups()) {
+    } else if (coded.file_scales == nullptr && all_groups) {
       block_.scales = coded.scales.data() + out.begin * groups;
     } else {
       cut(groups, format.group, scales_, [&](int64_t at) { return coded.scale(at); });
       block_.scales = scales_.data();
     }
     if (coded.zeros.empty()) return;
-    if (groups == coded.num_groups()) {
+    if (all_groups) {
       block_.zeros = coded.zeros.data() + out.begin * groups;
       return;
     }

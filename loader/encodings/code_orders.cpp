@@ -33,6 +33,27 @@ void transpose_nibbles(uint32_t (&words)[8][kLineWords]) noexcept {
   }
 }
 
+struct WordRange {
+  int64_t begin;
+  int64_t count;
+};
+
+// Words of eight inputs from `first` on; what does not exist is 0.
+void load_inputs(const std::byte* source, const MatrixSize& size, int64_t first,
+                 const WordRange& words, uint32_t (&inputs)[8][kLineWords]) noexcept {
+  const int64_t row_bytes = (size.out + 7) / 8 * 4;
+  const std::byte* from = source + first * row_bytes + words.begin * 4;
+  if (words.count == kLineWords && first + 8 <= size.in) {
+    for (int64_t i = 0; i < 8; ++i)
+      std::memcpy(inputs[i], from + i * row_bytes, kLineWords * 4);
+    return;
+  }
+  std::memset(inputs, 0, sizeof(inputs));
+  const int64_t count = std::min<int64_t>(8, size.in - first);
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(inputs[i], from + i * row_bytes, static_cast<size_t>(words.count) * 4);
+}
+
 }  // namespace
 
 void transpose_words(const std::byte* source, int64_t rows, int64_t cols,
@@ -60,12 +81,7 @@ void rows_of_awq(const std::byte* source, const MatrixSize& size, uint8_t* targe
     for (int64_t w = 0; w < row_words; w += kLineWords) {
       const int64_t num_words = std::min(kLineWords, row_words - w);
       for (int64_t j = 0; j < num_words; ++j) {
-        std::memset(block[j], 0, sizeof(block[j]));
-        const int64_t first = (w + j) * 8;
-        for (int64_t i = 0; i < std::min<int64_t>(8, size.in - first); ++i) {
-          std::memcpy(block[j][i], source + ((first + i) * cols + c) * 4,
-                      static_cast<size_t>(num_cols) * 4);
-        }
+        load_inputs(source, size, (w + j) * 8, {c, num_cols}, block[j]);
         transpose_nibbles(block[j]);
       }
       for (int64_t i = 0; i < num_cols; ++i) {
