@@ -19,6 +19,7 @@ namespace {
 // Jobs are handed to readers in runs of consecutive file positions, about this much at a time:
 // large enough to read sequentially, small enough to keep all readers busy to the end.
 constexpr int64_t kBatchBytes = int64_t{16} << 20;
+constexpr int64_t kMaxEncodedRun = 16;
 
 std::vector<std::pair<size_t, size_t>> batches(const std::vector<ReadJob>& jobs) {
   std::vector<std::pair<size_t, size_t>> runs;
@@ -270,10 +271,17 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
     }
   });
   const LayerTensors& tensors = tensors_->layer(layer);
-  parallel_for(options.threads, static_cast<int64_t>(plan.encoded_jobs.size()), [&](int64_t task) {
-    bytes_read +=
-        run_encoded_job(*checkpoint_, *config_, *spec, tensors,
-                        plan.encoded_jobs[static_cast<size_t>(task)], options, ledger, report);
+  // Quantized matrices in runs too, for the memory that they share, but short ones: they are large.
+  const auto num_encoded = static_cast<int64_t>(plan.encoded_jobs.size());
+  const int64_t run = std::clamp<int64_t>(
+      num_encoded / (4 * int64_t{options.threads.resolved_count()}), 1, kMaxEncodedRun);
+  parallel_for(options.threads, (num_encoded + run - 1) / run, [&](int64_t task) {
+    ReadScratch scratch;
+    for (int64_t i = task * run; i < std::min(num_encoded, (task + 1) * run); ++i) {
+      bytes_read += run_encoded_job(*checkpoint_, *config_, *spec, tensors,
+                                    plan.encoded_jobs[static_cast<size_t>(i)], options, scratch,
+                                    ledger, report);
+    }
   });
   for (const InputScaleJob& job : plan.input_scale_jobs) {
     bytes_read += run_input_scale_job(*checkpoint_, layer, job, weights.activations,

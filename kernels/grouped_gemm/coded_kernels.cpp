@@ -58,8 +58,7 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
   size_t count = 0;
   int64_t covered = 0;
   for (const CodedGemmKernel& coded : kCoded) {
-    if (!reads(coded, format) || coded.rows != kernels.rows ||
-        !request.isas.contains(coded.isa)) {
+    if (!reads(coded, format) || coded.rows != kernels.rows || !request.isas.contains(coded.isa)) {
       continue;
     }
     const bool wide = !format.grouped() || format.group >= kWideGroup;

@@ -14,7 +14,7 @@ struct CodedGemmKernel {
   std::string_view name;
   Isa isa;
   WeightElement element;
-  ScaleType scale;  ///< the one it can read; kNone: any
+  ScaleType scale;       ///< the one it can read; kNone: any
   ActivationDType rows;  ///< as in PanelGemmKernel; kInt8: codes with an Int8RowTail
   /// With groups of less than `kWideGroup` inputs and more rows than this something else is faster:
   /// another row of the list, or to decode pieces of a panel first and run a plain kernel on them.

@@ -1,10 +1,13 @@
 #include "kernels/grouped_gemm/pack_codes.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
+#include "kernels/base/cpu_features.h"
 #include "kernels/base/float_convert.h"
+#include "kernels/grouped_gemm/pack_words.h"
 #include "kernels/quant/element_formats.h"
 
 namespace gantry {
@@ -27,14 +30,20 @@ int64_t code_byte(WeightElement element, int64_t lane, int64_t k) noexcept {
 
 int nibble_shift(int64_t k) noexcept { return static_cast<int>(k % 4 / 2 * 4); }
 
-// Smallest e4m3 code of a non-negative value, or -1.
-int e4m3_code(float value) noexcept {
-  for (int code = 0; code < 0x7f; ++code) {
-    if (e4m3_to_f32(static_cast<uint8_t>(code)) == std::fabs(value)) {
-      return code | (std::signbit(value) ? 0x80 : 0);
-    }
-  }
-  return -1;
+// Direct inverses of e4m3_to_f32 and e8m0_to_f32, of finite values that they can give.
+uint8_t e4m3_code(float value) noexcept {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 24 & 0x80u;
+  const uint32_t exponent = bits >> 23 & 0xffu;
+  // Below 2^-6 the code is a multiple of 2^-9. What is no e4m3 does not come back as it was.
+  const uint32_t magnitude = exponent < 121u
+                                 ? static_cast<uint32_t>(std::fabs(value) * 0x1p9F)
+                                 : (std::min(exponent, 135u) - 120u) << 3 | (bits >> 20 & 7u);
+  return static_cast<uint8_t>(sign | magnitude);
+}
+
+uint8_t e8m0_code(float value) noexcept {
+  return static_cast<uint8_t>(std::bit_cast<uint32_t>(value) >> 23);
 }
 
 template <typename T>
@@ -42,52 +51,115 @@ void store_value(std::byte* target, int64_t index, T value) noexcept {
   std::memcpy(target + index * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
 }
 
-bool store_scale(std::byte* target, ScaleType type, int64_t index, float value) noexcept {
-  switch (type) {
-    case ScaleType::kF32:
-      store_value(target, index, value);
-      return true;
-    case ScaleType::kF16:
-      store_value(target, index, f32_to_f16(value));
-      break;
-    case ScaleType::kBF16:
-      store_value(target, index, f32_to_bf16(value));
-      break;
-    case ScaleType::kE8M0: {
-      int exponent = 0;
-      if (std::frexp(value, &exponent) != 0.5F || exponent < -126 || exponent > 128) return false;
-      store_value(target, index, static_cast<uint8_t>(exponent + 126));
-      break;
+// Scales [count, groups] of neighbouring lanes, `target` the first lane's of group 0.
+template <typename Encode, typename Decode>
+bool store_scales(const float* scales, int64_t count, int64_t groups, std::byte* target,
+                  const Encode& encode, const Decode& decode) noexcept {
+  bool exact = true;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t r = 0; r < count; ++r) {
+      const float value = scales[r * groups + g];
+      const auto code = encode(value);
+      store_value(target, g * kPanelWidth + r, code);
+      exact &= decode(code) == value;
     }
-    case ScaleType::kE4M3: {
-      const int code = e4m3_code(value);
-      if (code < 0) return false;
-      store_value(target, index, static_cast<uint8_t>(code));
-      break;
-    }
-    case ScaleType::kNone:
-      return false;
   }
-  return load_scale(target, type, index) == value;
+  return exact;
 }
 
-// Codes of up to 16 rows of one half panel: all of a line at a time.
-void pack_half(const PackedLayout& layout, const CodedPanel& panel, const CodedBlock& block,
-               int64_t first_row, int64_t count, int64_t lane, std::byte* codes) noexcept {
-  const WeightElement element = layout.format.element;
-  const bool nibbles = bits_of(element) == 4;
-  (void)panel;
-  for (int64_t r = 0; r < count; ++r) {
-    const uint8_t* source = block.codes + (first_row + r) * block.stride;
-    for (int64_t k = 0; k < block.cols; ++k) {
-      std::byte& target = codes[code_byte(element, lane + r, k)];
-      if (nibbles) {
-        target |= static_cast<std::byte>((source[k] & 0xfu) << nibble_shift(k));
-      } else {
-        target = static_cast<std::byte>(source[k]);
-      }
+bool store_scales(ScaleType type, const float* scales, int64_t count, int64_t groups,
+                  std::byte* target) noexcept {
+  switch (type) {
+    case ScaleType::kF32:
+      return store_scales(
+          scales, count, groups, target, [](float v) { return v; }, [](float v) { return v; });
+    case ScaleType::kF16:
+      return store_scales(scales, count, groups, target, f32_to_f16, f16_to_f32);
+    case ScaleType::kBF16:
+      return store_scales(scales, count, groups, target, f32_to_bf16, bf16_to_f32);
+    case ScaleType::kE8M0:
+      return store_scales(scales, count, groups, target, e8m0_code, e8m0_to_f32);
+    case ScaleType::kE4M3:
+      return store_scales(scales, count, groups, target, e4m3_code, e4m3_to_f32);
+    case ScaleType::kNone:
+      break;
+  }
+  return false;
+}
+
+// The same of scales that are in the layout's type already.
+template <typename T>
+void copy_scales(const std::byte* scales, int64_t stride, int64_t count, int64_t groups,
+                 std::byte* target) noexcept {
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t r = 0; r < count; ++r) {
+      std::memcpy(target + (g * kPanelWidth + r) * static_cast<int64_t>(sizeof(T)),
+                  scales + r * stride + g * static_cast<int64_t>(sizeof(T)), sizeof(T));
     }
   }
+}
+
+void copy_scales(ScaleType type, const std::byte* scales, int64_t stride, int64_t count,
+                 int64_t groups, std::byte* target) noexcept {
+  switch (size_of(type)) {
+    case 1:
+      return copy_scales<uint8_t>(scales, stride, count, groups, target);
+    case 2:
+      return copy_scales<uint16_t>(scales, stride, count, groups, target);
+    default:
+      return copy_scales<uint32_t>(scales, stride, count, groups, target);
+  }
+}
+
+WordOrder word_order(WeightElement element) noexcept {
+  if (bits_of(element) == 4) return WordOrder::kNibblePairs;
+  return element == WeightElement::kE4M3 ? WordOrder::kPairs : WordOrder::kBytes;
+}
+
+void pack_words(const PackWords& call) noexcept {
+  static const auto run =
+      host_isas().contains(Isa::kAvx512) ? avx512::pack_words : scalar::pack_words;
+  run(call);
+}
+
+// Up to 16 rows of one half panel.
+struct HalfRows {
+  int64_t first_row;  // in the block
+  int64_t count;
+  int64_t lane;  // of the first row
+};
+
+// Code by code, from column `first` on: the plain way.
+void pack_each(WeightElement element, const CodedBlock& block, const HalfRows& rows, int64_t first,
+               std::byte* codes) noexcept {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const uint8_t* source = block.codes + (rows.first_row + r) * block.stride;
+    for (int64_t k = first; k < block.cols; ++k) {
+      std::byte& target = codes[code_byte(element, rows.lane + r, k)];
+      if (bits_of(element) == 8) {
+        target = static_cast<std::byte>(source[k] ^ block.flip);
+        continue;
+      }
+      const unsigned code = block.nibbles ? (source[k / 2] ^ block.flip) >> (k % 2 * 4)
+                                          : static_cast<unsigned>(source[k] ^ block.flip);
+      target |= static_cast<std::byte>((code & 0xfu) << nibble_shift(k));
+    }
+  }
+}
+
+void pack_half(WeightElement element, const CodedBlock& block, const HalfRows& rows,
+               std::byte* codes) noexcept {
+  const bool in_words = bits_of(element) == 8 || block.nibbles;
+  const int64_t num_words = in_words ? block.cols / line_depth(element) : 0;
+  pack_words({.source = block.codes + rows.first_row * block.stride,
+              .row_stride = block.stride,
+              .num_rows = rows.count,
+              .num_words = num_words,
+              .first_lane = rows.lane % kHalfPanel,
+              .flip = block.flip * 0x01010101u,
+              .order = word_order(element),
+              .target = codes + rows.lane / kHalfPanel * 64});
+  pack_each(element, block, rows, num_words * line_depth(element), codes);
 }
 
 }  // namespace
@@ -145,19 +217,23 @@ bool pack_coded_rows(const PackedLayout& layout, const CodedBlock& block, int64_
       count = std::min(count, layout.n / 2 - row_begin - row);
     }
     std::byte* panel = packed + place.panel * sections.bytes;
-    pack_half(layout, sections, block, row, count, place.lane, panel + sections.codes);
-    for (int64_t r = row; r < row + count; ++r) {
-      const int64_t lane = place.lane + r - row;
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t at = g * kPanelWidth + lane;
-        exact &=
-            store_scale(panel + sections.scales, format.scale, at, block.scales[r * groups + g]);
-        if (format.zero_points)
-          store_value(panel + sections.zeros, at, block.zeros[r * groups + g]);
+    pack_half(format.element, block, {row, count, place.lane}, panel + sections.codes);
+    std::byte* scales = panel + sections.scales + place.lane * size_of(format.scale);
+    if (groups > 0 && block.stored_scales != nullptr) {
+      copy_scales(format.scale, block.stored_scales + row * block.scale_stride, block.scale_stride,
+                  count, groups, scales);
+    } else if (groups > 0) {
+      exact &= store_scales(format.scale, block.scales + row * groups, count, groups, scales);
+    }
+    for (int64_t g = 0; format.zero_points && g < groups; ++g) {
+      for (int64_t r = 0; r < count; ++r) {
+        store_value(panel + sections.zeros, g * kPanelWidth + place.lane + r,
+                    block.zeros[(row + r) * groups + g]);
       }
-      if (format.output_scale) {
-        store_value(panel + sections.output_scales, lane, block.output_scales[r]);
-      }
+    }
+    if (format.output_scale) {
+      std::memcpy(panel + sections.output_scales + place.lane * 4, block.output_scales + row,
+                  static_cast<size_t>(count) * 4);
     }
     row += count;
   }

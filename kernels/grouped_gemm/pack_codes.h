@@ -8,8 +8,9 @@
 
 namespace gantry GANTRY_API {
 
-/// Rows of a coded matrix, not packed: code (r, c) is codes[r * stride + c], one a byte (of 4-bit
-/// codes the low half counts), with what belongs to each row and group of the layout.
+/// Rows of a coded matrix, not packed, `stride` bytes apart, with what belongs to each row and
+/// group of the layout. Code (r, c) is byte c of its row (of 4-bit codes the low half counts), or
+/// where `nibbles` half of byte c / 2, the low one of even columns.
 struct CodedBlock {
   const uint8_t* codes = nullptr;
   int64_t rows = 0;
@@ -18,6 +19,12 @@ struct CodedBlock {
   const float* scales = nullptr;  ///< [rows, groups], values that the layout's scale type holds
   const int8_t* zeros = nullptr;  ///< [rows, groups]
   const float* output_scales = nullptr;  ///< [rows]
+  bool nibbles = false;                  ///< two 4-bit codes a byte
+  uint8_t flip = 0;  ///< XORed to each byte of codes: 0x88 and 0x80 turn codes with an offset of 8
+                     ///< and 128 into two's complement
+  /// Instead of `scales`: in the layout's scale type, the rows scale_stride bytes apart.
+  const std::byte* stored_scales = nullptr;
+  int64_t scale_stride = 0;
 };
 
 /// Packs rows row_begin .. row_begin + rows - 1, whole (cols == layout.k), into a coded matrix.

@@ -1,5 +1,6 @@
 #include "loader/encodings/coded_matrix.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -10,7 +11,47 @@ namespace {
 
 constexpr int64_t kSmallestGroup = 16;
 
+// The first byte that is `bits` under `mask`, or -1: a branch-free pass over a step, then a search
+// where it hit.
+int64_t find_byte(const uint8_t* bytes, int64_t count, uint8_t mask, uint8_t bits) noexcept {
+  constexpr int64_t kStep = 4096;
+  for (int64_t begin = 0; begin < count; begin += kStep) {
+    const int64_t end = std::min(count, begin + kStep);
+    uint8_t hit = 0;
+    for (int64_t i = begin; i < end; ++i)
+      hit |= static_cast<uint8_t>((bytes[i] & mask) == bits);
+    for (int64_t i = begin; hit != 0 && i < end; ++i) {
+      if ((bytes[i] & mask) == bits) return i;
+    }
+  }
+  return -1;
+}
+
+// Index as CodedMatrix::scale has it, or -1.
+int64_t first_non_finite_scale(const CodedMatrix& matrix) noexcept {
+  const int64_t count = matrix.size.out * matrix.num_groups();
+  if (matrix.file_scales != nullptr && size_of(matrix.format.scale) == 1) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(matrix.file_scales);
+    const uint8_t nan = matrix.format.scale == ScaleType::kE8M0 ? 0xff : 0x7f;
+    return find_byte(bytes, count, nan, nan);
+  }
+  if (matrix.file_scales == nullptr) {
+    const auto bad = std::find_if_not(matrix.scales.begin(), matrix.scales.end(),
+                                      [](float scale) { return std::isfinite(scale); });
+    return bad == matrix.scales.end() ? -1 : bad - matrix.scales.begin();
+  }
+  for (int64_t at = 0; at < count; ++at) {
+    if (!std::isfinite(matrix.scale(at))) return at;
+  }
+  return -1;
+}
+
 }  // namespace
+
+float CodedMatrix::scale(int64_t at) const noexcept {
+  return file_scales != nullptr ? load_scale(file_scales, format.scale, at)
+                                : scales[static_cast<size_t>(at)];
+}
 
 std::vector<float> dequantize(const CodedMatrix& matrix) {
   const auto [out, in] = matrix.size;
@@ -22,13 +63,15 @@ std::vector<float> dequantize(const CodedMatrix& matrix) {
   for (int64_t o = 0; o < out; ++o) {
     for (int64_t i = 0; i < in; ++i) {
       const auto at = static_cast<size_t>(o * in + i);
-      float value = values[matrix.codes[at]];
+      float value = values[matrix.code(o, i)];
       if (groups > 0) {
         const int64_t g = matrix.input_groups.empty() ? i / matrix.format.group
                                                       : matrix.input_groups[static_cast<size_t>(i)];
-        const auto group_at = static_cast<size_t>(o * groups + g);
-        if (!matrix.zeros.empty()) value -= static_cast<float>(matrix.zeros[group_at]);
-        value *= matrix.scales[group_at];
+        const int64_t group_at = o * groups + g;
+        if (!matrix.zeros.empty()) {
+          value -= static_cast<float>(matrix.zeros[static_cast<size_t>(group_at)]);
+        }
+        value *= matrix.scale(group_at);
       }
       if (matrix.output_divisor != 0.0F) {
         value /= matrix.output_divisor;
@@ -44,24 +87,15 @@ std::vector<float> dequantize(const CodedMatrix& matrix) {
 int64_t find_non_finite(const CodedMatrix& matrix) noexcept {
   const auto [out, in] = matrix.size;
   const int64_t groups = matrix.num_groups();
-  for (size_t at = 0; at < matrix.scales.size(); ++at) {
-    if (std::isfinite(matrix.scales[at])) continue;
-    const auto row = static_cast<int64_t>(at) / groups;
-    return row * in + static_cast<int64_t>(at) % groups * matrix.format.group;
-  }
+  const int64_t scale = first_non_finite_scale(matrix);
+  if (scale >= 0) return scale / groups * in + scale % groups * matrix.format.group;
   for (size_t o = 0; o < matrix.output_scales.size(); ++o) {
     if (!std::isfinite(matrix.output_scales[o])) return static_cast<int64_t>(o) * in;
   }
   if (matrix.format.element != WeightElement::kE4M3) return -1;
-  constexpr int64_t kStep = 4096;  // a branch-free pass over a step, then a search where it hit
-  for (int64_t begin = 0; begin < out * in; begin += kStep) {
-    const int64_t end = std::min(out * in, begin + kStep);
-    unsigned hit = 0;
-    for (int64_t i = begin; i < end; ++i)
-      hit |= static_cast<unsigned>((matrix.codes[static_cast<size_t>(i)] & 0x7fu) == 0x7fu);
-    for (int64_t i = begin; hit != 0 && i < end; ++i) {
-      if ((matrix.codes[static_cast<size_t>(i)] & 0x7fu) == 0x7fu) return i;
-    }
+  for (int64_t o = 0; o < out; ++o) {
+    const int64_t bad = find_byte(matrix.code_row(o), in, 0x7f, 0x7f);
+    if (bad >= 0) return o * in + bad;
   }
   return -1;
 }

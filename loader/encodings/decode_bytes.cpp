@@ -41,14 +41,13 @@ float single_float(const EncodedTensor& tensor) {
   return load_as_f32(tensor.data, tensor.dtype, 0);
 }
 
-void copy_codes(const EncodedTensor& weight, DType dtype, CodedMatrix& coded) {
+void use_codes(const EncodedTensor& weight, DType dtype, CodedMatrix& coded) {
   require_tensor(weight, dtype, {coded.size.out, coded.size.in});
-  const auto* bytes = reinterpret_cast<const uint8_t*>(weight.data);
-  coded.codes.assign(bytes, bytes + coded.size.out * coded.size.in);
+  coded.file_codes = reinterpret_cast<const uint8_t*>(weight.data);
 }
 
 // FP4 codes: u8 [out, in / 2], or [out, in / 32, 16] (gpt-oss); the low nibble is the even input.
-void read_fp4_codes(const EncodedMatrix& matrix, CodedMatrix& coded) {
+void use_fp4_codes(const EncodedMatrix& matrix, CodedMatrix& coded) {
   const auto [out, in] = matrix.size;
   const EncodedTensor* tensor = nullptr;
   for (const std::string_view suffix : {"weight_packed", "weight", "blocks"}) {
@@ -58,16 +57,13 @@ void read_fp4_codes(const EncodedMatrix& matrix, CodedMatrix& coded) {
   GANTRY_CHECK(tensor != nullptr && in % 2 == 0, ErrorCode::kFormat,
                "FP4 codes: expected weight, weight_packed or blocks and an even number of inputs");
   if (tensor->shape.size() == 3) {
+    GANTRY_CHECK(in % 32 == 0, ErrorCode::kFormat, "{}: blocks of 32 for {} inputs", tensor->name,
+                 in);
     require_tensor(*tensor, DType::kU8, {out, in / 32, 16});
   } else {
     require_tensor(*tensor, DType::kU8, {out, in / 2});
   }
-  coded.codes.resize(static_cast<size_t>(out * in));
-  for (size_t pair = 0; pair < coded.codes.size() / 2; ++pair) {
-    const auto byte = static_cast<uint8_t>(tensor->data[pair]);
-    coded.codes[2 * pair] = byte & 0xfu;
-    coded.codes[2 * pair + 1] = byte >> 4;
-  }
+  coded.file_codes = reinterpret_cast<const uint8_t*>(tensor->data);
 }
 
 }  // namespace
@@ -80,7 +76,7 @@ WeightFormat fp8_format(const QuantScheme& scheme, const EncodedMatrix& matrix) 
 
 CodedMatrix code_fp8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   CodedMatrix coded{.format = fp8_format(scheme, matrix), .size = matrix.size};
-  copy_codes(matrix.require("weight"), DType::kF8E4M3, coded);
+  use_codes(matrix.require("weight"), DType::kF8E4M3, coded);
   set_scales(coded, read_scales(scale_of(matrix), matrix.size, scheme));
   return coded;
 }
@@ -100,8 +96,8 @@ WeightFormat mxfp8_format(const QuantScheme& /*scheme*/, const EncodedMatrix& /*
 
 CodedMatrix code_mxfp8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   CodedMatrix coded{.format = mxfp8_format(scheme, matrix), .size = matrix.size};
-  copy_codes(matrix.require("weight"), DType::kF8E4M3, coded);
-  set_scales(coded, read_group_scales(matrix.require("weight_scale"), matrix.size, 32));
+  use_codes(matrix.require("weight"), DType::kF8E4M3, coded);
+  set_file_scales(coded, matrix.require("weight_scale"));
   return coded;
 }
 
@@ -119,7 +115,7 @@ CodedMatrix code_int8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
         ErrorCode::kUnsupported, "{}: expected one i8 of 0, found {} {}", zeros->name,
         shape_text(zeros->shape), to_string(zeros->dtype));
   }
-  copy_codes(matrix.require("weight"), DType::kI8, coded);
+  use_codes(matrix.require("weight"), DType::kI8, coded);
   set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
   return coded;
 }
@@ -130,15 +126,19 @@ WeightFormat mxfp4_format(const QuantScheme& /*scheme*/, const EncodedMatrix& /*
 
 CodedMatrix code_mxfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   CodedMatrix coded{.format = mxfp4_format(scheme, matrix), .size = matrix.size};
-  read_fp4_codes(matrix, coded);
+  use_fp4_codes(matrix, coded);
   const EncodedTensor* scales = matrix.find("scales");
   if (scales == nullptr) scales = &matrix.require("weight_scale");
-  set_scales(coded, read_group_scales(*scales, matrix.size, 32));
-  // Kernels fold scales into exponents with this much room; no weight is that large.
-  const auto largest = std::max_element(coded.scales.begin(), coded.scales.end());
-  GANTRY_CHECK(largest == coded.scales.end() || !std::isfinite(*largest) || *largest <= 0x1p100F,
-               ErrorCode::kUnsupported, "{}: expected scales of FP4 up to 2^100, found {}",
-               scales->name, *largest);
+  set_file_scales(coded, *scales);
+  // Kernels fold scales into exponents with this much room; no weight is that large. NaN is found
+  // elsewhere.
+  for (int64_t i = 0; i < scales->num_elements(); ++i) {
+    constexpr uint8_t kLargest = 227;  // 2^100
+    const uint8_t code = byte_at(*scales, i);
+    GANTRY_CHECK(code <= kLargest || code == 255, ErrorCode::kUnsupported,
+                 "{}: element {}: expected scales of FP4 up to 2^100, found 2^{}", scales->name, i,
+                 code - 127);
+  }
   return coded;
 }
 
@@ -156,8 +156,8 @@ CodedMatrix code_nvfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   const EncodedTensor& scale = matrix.require("weight_scale");
   GANTRY_CHECK(scale.dtype == DType::kF8E4M3, ErrorCode::kFormat, "{}: expected f8_e4m3, found {}",
                scale.name, to_string(scale.dtype));
-  read_fp4_codes(matrix, coded);
-  set_scales(coded, read_group_scales(scale, matrix.size, 16));
+  use_fp4_codes(matrix, coded);
+  set_file_scales(coded, scale);
   const EncodedTensor* divisor = matrix.find("weight_global_scale");
   const float global =
       single_float(divisor != nullptr ? *divisor : matrix.require("weight_scale_2"));

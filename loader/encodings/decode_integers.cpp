@@ -7,6 +7,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/quant/element_formats.h"
+#include "loader/encodings/code_orders.h"
 #include "loader/encodings/decoders.h"
 #include "loader/encodings/scale_grid.h"
 
@@ -86,6 +87,30 @@ uint8_t centered_code(uint32_t code, int bits) {
   return static_cast<uint8_t>(code - (1u << (bits - 1)));
 }
 
+// Whether a word holds whole codes as kernels have them, but for the offset.
+bool is_byte_order(int bits) { return bits == 4 || bits == 8; }
+
+// What takes the offset 2^(bits - 1) off each of a byte's codes.
+uint8_t offset_flip(int bits) { return bits == 4 ? 0x88 : 0x80; }
+
+// Codes of other sizes, one by one: row(o) is the stream of output o.
+template <typename Row>
+void set_codes(CodedMatrix& coded, int bits, const Row& row) {
+  coded.codes.resize(static_cast<size_t>(coded.size.out * coded.row_bytes()));
+  for (int64_t o = 0; o < coded.size.out; ++o) {
+    const BitStream codes = row(o);
+    uint8_t* target = coded.codes.data() + o * coded.row_bytes();
+    for (int64_t i = 0; i < coded.size.in; ++i) {
+      const uint8_t code = centered_code(codes.at(i), bits);
+      if (coded.nibbles()) {
+        target[i / 2] |= static_cast<uint8_t>((code & 0xfu) << (i % 2 * 4));
+      } else {
+        target[i] = code;
+      }
+    }
+  }
+}
+
 // Scales [groups, out] as CodedMatrix wants them.
 void set_transposed_scales(CodedMatrix& coded, const EncodedTensor& tensor, int64_t groups) {
   const std::vector<float> values = scale_values(tensor);
@@ -143,7 +168,7 @@ std::vector<int32_t> groups_of_inputs(const QuantScheme& scheme, const EncodedMa
   return groups;
 }
 
-// Column c of eight stands in nibble kAwqNibble[c].
+// Column c of eight stands in nibble kAwqNibble[c], the inverse of kAwqOutput.
 constexpr std::array<int, 8> kAwqNibble = {0, 4, 1, 5, 2, 6, 3, 7};
 
 uint32_t awq_at(const EncodedTensor& tensor, int64_t row, int64_t column) {
@@ -179,11 +204,12 @@ CodedMatrix code_gptq(const QuantScheme& scheme, const EncodedMatrix& matrix) {
     return static_cast<int64_t>(BitStream(qzeros, g * zero_words, 1, bits).at(o)) +
            (scheme.zero_minus_one ? 1 : 0);
   });
-  coded.codes.resize(static_cast<size_t>(out * in));
-  for (int64_t o = 0; o < out; ++o) {
-    const BitStream codes(qweight, o, out, bits);
-    for (int64_t i = 0; i < in; ++i)
-      coded.codes[static_cast<size_t>(o * in + i)] = centered_code(codes.at(i), bits);
+  if (is_byte_order(bits)) {
+    coded.own_codes(words_of(in, bits) * 4);
+    coded.flip = offset_flip(bits);
+    transpose_words(qweight.data, words_of(in, bits), out, coded.codes.data());
+  } else {
+    set_codes(coded, bits, [&](int64_t o) { return BitStream(qweight, o, out, bits); });
   }
   return coded;
 }
@@ -213,13 +239,9 @@ CodedMatrix code_awq(const QuantScheme& scheme, const EncodedMatrix& matrix) {
     set_zeros(coded, scheme, groups, *qzeros,
               [&](int64_t g, int64_t o) { return static_cast<int64_t>(awq_at(*qzeros, g, o)); });
   }
-  coded.codes.resize(static_cast<size_t>(out * in));
-  for (int64_t i = 0; i < in; ++i) {
-    for (int64_t o = 0; o < out; ++o) {
-      coded.codes[static_cast<size_t>(o * in + i)] =
-          centered_code(awq_at(qweight, i, o), scheme.bits);
-    }
-  }
+  coded.own_codes((in + 7) / 8 * 4);
+  coded.flip = offset_flip(scheme.bits);
+  rows_of_awq(qweight.data, coded.size, coded.codes.data());
   return coded;
 }
 
@@ -251,11 +273,12 @@ CodedMatrix code_packed_int(const QuantScheme& scheme, const EncodedMatrix& matr
       return static_cast<int64_t>(BitStream(*zeros, g, groups, bits).at(o));
     });
   }
-  coded.codes.resize(static_cast<size_t>(out * in));
-  for (int64_t o = 0; o < out; ++o) {
-    const BitStream codes(packed, o * words, 1, bits);
-    for (int64_t i = 0; i < in; ++i)
-      coded.codes[static_cast<size_t>(o * in + i)] = centered_code(codes.at(i), bits);
+  if (is_byte_order(bits)) {
+    coded.file_codes = reinterpret_cast<const uint8_t*>(packed.data);
+    coded.padded_row_bytes = words * 4;
+    coded.flip = offset_flip(bits);
+  } else {
+    set_codes(coded, bits, [&](int64_t o) { return BitStream(packed, o * words, 1, bits); });
   }
   return coded;
 }
@@ -271,14 +294,8 @@ CodedMatrix code_row_pairs_int4(const QuantScheme& scheme, const EncodedMatrix& 
   const EncodedTensor& weight = matrix.require("weight");
   require_tensor(weight, DType::kU8, {(out + 1) / 2, in});
   set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
-  coded.codes.resize(static_cast<size_t>(out * in));
-  for (int64_t o = 0; o < out; ++o) {
-    for (int64_t i = 0; i < in; ++i) {
-      const auto byte = static_cast<uint32_t>(weight.data[o / 2 * in + i]);
-      coded.codes[static_cast<size_t>(o * in + i)] =
-          static_cast<uint8_t>(o % 2 == 0 ? byte & 0xfu : byte >> 4);
-    }
-  }
+  coded.codes.resize(static_cast<size_t>(out * coded.row_bytes()));
+  rows_of_pairs(weight.data, coded.size, coded.codes.data());
   return coded;
 }
 

@@ -9,17 +9,23 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+void check_count(const EncodedTensor& tensor, const MatrixSize& size, int64_t rows_per,
+                 int64_t cols_per) {
+  const int64_t rows = ceil_div(size.out, rows_per);
+  const int64_t cols = ceil_div(size.in, cols_per);
+  GANTRY_CHECK(tensor.num_elements() == rows * cols, ErrorCode::kFormat,
+               "{}: expected {} scales ({} x {} of [{}, {}] by {} x {}), found {}", tensor.name,
+               rows * cols, rows, cols, size.out, size.in, rows_per, cols_per,
+               shape_text(tensor.shape));
+}
+
 ScaleValues read_grid(const EncodedTensor& tensor, const MatrixSize& size, int64_t rows_per,
                       int64_t cols_per) {
   ScaleValues scales;
   scales.rows_per = rows_per;
   scales.cols_per = cols_per;
   scales.cols = ceil_div(size.in, cols_per);
-  const int64_t expected = ceil_div(size.out, rows_per) * scales.cols;
-  GANTRY_CHECK(tensor.num_elements() == expected, ErrorCode::kFormat,
-               "{}: expected {} scales ({} x {} of [{}, {}] by {} x {}), found {}", tensor.name,
-               expected, ceil_div(size.out, rows_per), scales.cols, size.out, size.in, rows_per,
-               cols_per, shape_text(tensor.shape));
+  check_count(tensor, size, rows_per, cols_per);
   scales.values = scale_values(tensor);
   return scales;
 }
@@ -115,6 +121,13 @@ void set_scales(CodedMatrix& coded, const ScaleValues& scales) {
     for (int64_t g = 0; g < groups; ++g)
       coded.scales[static_cast<size_t>(o * groups + g)] = scales.at(o, g * coded.format.group);
   }
+}
+
+void set_file_scales(CodedMatrix& coded, const EncodedTensor& tensor) {
+  check_count(tensor, coded.size, 1, coded.format.group);
+  GANTRY_CHECK(scale_type_of(tensor) == coded.format.scale, ErrorCode::kFormat,
+               "{}: scales of type {}", tensor.name, to_string(tensor.dtype));
+  coded.file_scales = tensor.data;
 }
 
 void require_tensor(const EncodedTensor& tensor, DType dtype, const std::vector<int64_t>& shape) {

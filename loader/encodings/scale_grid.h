@@ -45,6 +45,10 @@ void set_grid(WeightFormat& format, const QuantScheme& scheme, const MatrixSize&
 /// Spreads a grid over the outputs and groups of a coded matrix.
 void set_scales(CodedMatrix& coded, const ScaleValues& scales);
 
+/// Lets a coded matrix use a tensor of scales [out, groups] as it stands in the file.
+/// @throws Error kFormat if it has another number of elements; kUnsupported as scale_type_of does
+void set_file_scales(CodedMatrix& coded, const EncodedTensor& tensor);
+
 /// A grid of groups of `group` inputs.
 ScaleValues read_group_scales(const EncodedTensor& tensor, const MatrixSize& size, int64_t group);
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/base/check.h"
+#include "loader/encodings/scale_glance.h"
 #include "loader/encodings/scale_views.h"
 
 namespace gantry {
@@ -13,24 +14,6 @@ constexpr float kSmallestExponent = 0x1p-127F;  // e8m0's code 0
 constexpr double kMatters = 0x1p-8;             // of the matrix' largest weight
 
 bool has_exponents(DType dtype) { return dtype == DType::kU8 || dtype == DType::kF8E8M0; }
-
-// Where rounding to the dtype begins to cost more than 2^-4.
-float well_rounded_from(DType dtype) {
-  switch (dtype) {
-    case DType::kF8E4M3:
-      return 0x1p-6F;  // its smallest normal number: 8 steps of 2^-9
-    case DType::kF8E5M2:
-      return 0x1p-14F;  // its smallest normal number
-    case DType::kF16:
-      return 0x1p-21F;  // 8 steps of 2^-24
-    case DType::kBF16:
-      return 0x1p-130F;  // 8 steps of 2^-133
-    case DType::kF32:
-      return 0x1p-146F;  // 8 steps of 2^-149
-    default:
-      return 0.0F;
-  }
-}
 
 // The elements of one tensor that are wrong in one way.
 struct Offenders {
@@ -96,7 +79,7 @@ void check_small(const ScaleView& view, std::vector<ScaleProblem>& problems) {
 
 std::vector<ScaleProblem> check_scales(const ScaleView& view) {
   std::vector<ScaleProblem> problems;
-  const float limit = std::max(well_rounded_from(view.tensor->dtype), 0x1p-126F);
+  const float limit = smallest_safe_scale(view.tensor->dtype);
   Offenders non_finite;
   Offenders negative;
   bool any_small = false;
@@ -118,6 +101,7 @@ std::vector<ScaleProblem> check_scales(const ScaleView& view) {
 std::vector<ScaleProblem> find_scale_problems(const QuantScheme& scheme,
                                               const EncodedMatrix& matrix) {
   std::vector<ScaleProblem> all;
+  if (scales_are_safe(matrix)) return all;
   for (const ScaleView& view : scale_views(scheme, matrix)) {
     std::vector<ScaleProblem> problems = check_scales(view);
     std::move(problems.begin(), problems.end(), std::back_inserter(all));

@@ -231,8 +231,7 @@ std::string kernel_name(const testing::TestParamInfo<CodedGemmKernel>& tested) {
   return std::string(tested.param.name);
 }
 
-INSTANTIATE_TEST_SUITE_P(AllKernels, CodedGemmTest,
-                         testing::ValuesIn(kernels_of_float_rows()),
+INSTANTIATE_TEST_SUITE_P(AllKernels, CodedGemmTest, testing::ValuesIn(kernels_of_float_rows()),
                          kernel_name);
 
 }  // namespace

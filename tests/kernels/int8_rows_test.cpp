@@ -1,4 +1,5 @@
-// Rows of int8: how they are rounded, and their product with int8 panels, which is exact in integers.
+// Rows of int8: how they are rounded, and their product with int8 panels, which is exact in
+// integers.
 
 #include <gtest/gtest.h>
 
