@@ -60,20 +60,6 @@ uint8_t nearest_code(WeightElement element, float value) {
   return best;
 }
 
-// The stored scale nearest to `value` that is a power of two where it must be.
-float stored_scale(ScaleType type, float value) {
-  switch (type) {
-    case ScaleType::kE8M0:
-      return std::exp2(std::round(std::log2(value)));
-    case ScaleType::kBF16:
-      return round_to_bf16(value);
-    case ScaleType::kF16:
-      return f16_to_f32(f32_to_f16(value));
-    default:
-      return value;
-  }
-}
-
 template <typename T>
 void fill_section(std::byte* section, int64_t count, T value) {
   for (int64_t i = 0; i < count; ++i)
@@ -89,7 +75,8 @@ void fill_scales(std::byte* section, ScaleType type, int64_t count, float value)
     case ScaleType::kBF16:
       return fill_section(section, count, f32_to_bf16(value));
     case ScaleType::kE8M0:
-      return fill_section(section, count, static_cast<uint8_t>(127 + std::ilogb(value)));
+      return fill_section(section, count,
+                          static_cast<uint8_t>(127 + std::lround(std::log2(value))));
     case ScaleType::kE4M3:
       return fill_section(section, count, uint8_t{0x38});  // 1.0
     case ScaleType::kNone:
@@ -169,7 +156,7 @@ void WeightSource::fill_plain(const PackedLayout& layout, std::byte* packed) {
 void WeightSource::fill_coded(const PackedLayout& layout, std::byte* packed) {
   const CodedPanel panel = layout.coded_panel();
   const WeightFormat& format = layout.format;
-  const float scale = stored_scale(format.scale, kDeviation / code_deviation(format.element));
+  const float scale = kDeviation / code_deviation(format.element);
   for (int64_t p = 0; p < layout.num_panels(); ++p) {
     std::byte* data = packed + p * panel.bytes;
     const int64_t values = panel.num_groups * kPanelWidth;
@@ -177,8 +164,7 @@ void WeightSource::fill_coded(const PackedLayout& layout, std::byte* packed) {
     if (format.zero_points)
       fill_section(data + panel.zeros, values, static_cast<int8_t>(1 - p % 3));
     if (format.output_scale) {
-      fill_section(data + panel.output_scales, kPanelWidth,
-                   kDeviation / code_deviation(format.element));
+      fill_section(data + panel.output_scales, kPanelWidth, scale);
     }
     const int64_t bytes = panel.bytes - panel.codes;
     GANTRY_CHECK(bytes < kCount, ErrorCode::kInvalidArgument, "bench: rows of {} are too long",

@@ -40,6 +40,7 @@ INTERNAL_HEADERS = {
     "kernels/grouped_gemm/coded_panel_avx512.h",
     "kernels/grouped_gemm/dequantize_avx512.h",
     "kernels/grouped_gemm/dot_multiply_avx512.h",
+    "kernels/grouped_gemm/fetch_codes_avx512.h",
     "kernels/grouped_gemm/pack_pairs.h",
     "kernels/grouped_gemm/pack_words.h",
     "kernels/grouped_gemm/transpose_words_avx512.h",

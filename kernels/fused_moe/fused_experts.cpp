@@ -34,6 +34,8 @@ struct Pass {
   FusedExpertsScratch& scratch;
   CodedPanel w13_coded;
   CodedPanel w2_coded;
+  int64_t w13_panel_bytes;
+  int64_t w2_panel_bytes;
   int64_t row_stride;    // bytes of a gathered row
   int64_t mid_stride;    // bytes of a row between the GEMMs
   bool store_rows_bf16;  // gathered rows stand as bf16
@@ -141,17 +143,16 @@ void w13_panel(const Pass& pass, int64_t slot, int64_t panel, int64_t row_begin,
   const int64_t step = even_piece(row_end - row_begin, multiply_rows(pass.kernels.w13));
   for (int64_t row = row_begin; row < row_end; row += step) {
     const int64_t rows = std::min(step, row_end - row);
-    multiply_panel(
-        {.kernels = pass.kernels.w13,
-         .layout = experts.w13,
-         .coded = pass.w13_coded,
-         .x = pass.scratch.rows.data() + row * pass.row_stride,
-         .x_stride = pass.row_stride,
-         .num_rows = rows,
-         .matrix_rows = pass.slot_rows(slot),
-         .panel = pass.slot(slot) + experts.w13_offset + panel * experts.w13.panel_bytes(),
-         .c = c,
-         .next = row == row_begin ? next : nullptr});
+    multiply_panel({.kernels = pass.kernels.w13,
+                    .layout = experts.w13,
+                    .coded = pass.w13_coded,
+                    .x = pass.scratch.rows.data() + row * pass.row_stride,
+                    .x_stride = pass.row_stride,
+                    .num_rows = rows,
+                    .matrix_rows = pass.slot_rows(slot),
+                    .panel = pass.slot(slot) + experts.w13_offset + panel * pass.w13_panel_bytes,
+                    .c = c,
+                    .next = row == row_begin ? next : nullptr});
     pass.kernels.row_ops->activate(
         {.c = c,
          .num_rows = rows,
@@ -193,8 +194,7 @@ void w13_task(const Pass& pass, int64_t task) {
   const std::byte* w13 = pass.slot(slot) + experts.w13_offset;
   for (int64_t panel = first; panel < last; ++panel) {
     // The panel after this one: of this run, or where the next task begins.
-    const std::byte* next =
-        panel + 1 < panels ? w13 + (panel + 1) * experts.w13.panel_bytes() : nullptr;
+    const std::byte* next = panel + 1 < panels ? w13 + (panel + 1) * pass.w13_panel_bytes : nullptr;
     w13_panel(pass, slot, panel, row_begin, row_end, next);
   }
 }
@@ -229,7 +229,7 @@ void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* ne
                     .x_stride = pass.mid_stride,
                     .num_rows = rows,
                     .matrix_rows = end - begin,
-                    .panel = pass.slot(slot) + experts.w2_offset + panel * experts.w2.panel_bytes(),
+                    .panel = pass.slot(slot) + experts.w2_offset + panel * pass.w2_panel_bytes,
                     .c = c,
                     .next = row == begin ? next : nullptr});
     pass.kernels.row_ops->accumulate(
@@ -259,7 +259,7 @@ void w2_task(const Pass& pass, int64_t task) {
       std::memset(call.out.data() + t * h + begin, 0, static_cast<size_t>(count) * sizeof(float));
   }
   const auto panel_of = [&](int64_t slot, int64_t panel) {
-    return pass.slot(slot) + experts.w2_offset + panel * experts.w2.panel_bytes();
+    return pass.slot(slot) + experts.w2_offset + panel * pass.w2_panel_bytes;
   };
   size_t i = 0;
   const auto skip_idle = [&] {
@@ -438,6 +438,8 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
             .scratch = scratch,
             .w13_coded = experts.w13.coded_panel(),
             .w2_coded = experts.w2.coded_panel(),
+            .w13_panel_bytes = experts.w13.panel_bytes(),
+            .w2_panel_bytes = experts.w2.panel_bytes(),
             .row_stride = row_stride_bytes(kernels.w13, experts.w13),
             .mid_stride = row_stride_bytes(kernels.w2, experts.w2),
             .store_rows_bf16 = kernels.w13.rows == ActivationDType::kBF16,

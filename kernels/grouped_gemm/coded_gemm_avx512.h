@@ -6,6 +6,7 @@
 // For files compiled for AVX-512, as coded_panel_avx512.h.
 
 #include "kernels/grouped_gemm/coded_panel_avx512.h"
+#include "kernels/grouped_gemm/fetch_codes_avx512.h"
 
 namespace gantry::avx512 {
 namespace {
@@ -16,11 +17,6 @@ constexpr int kMaxCodedBlock = 12;
 constexpr int kRowsWithTotals = 5;
 // Without scales of groups, sums are taken this deep.
 constexpr int64_t kUngrouped = 256;
-// Few rows wait for memory. Codes are fetched this far ahead, beyond the panel's end too, where the
-// next one begins (Zen 4, 1 token of Qwen3-30B-A3B: mxfp4 0.69 ms, 0.86 without; two groups at
-// once, which hides the instruction's latency, are two streams to the memory and took 1.1).
-constexpr int kFetchedRows = 5;
-constexpr int64_t kFetchAhead = 4096;
 
 // Adds to the sums of kRows rows what a pair of k gives. x points at the pair in the first row.
 struct FmaMultiply {
@@ -81,10 +77,7 @@ void coded_block(const PanelGemm& call, int64_t row) {
 #pragma GCC unroll 1
     for (const std::byte* end = line + depth / (2 * Codes::kPairs) * 128; line != end;
          line += 128) {
-      if constexpr (kRows <= kFetchedRows) {
-        _mm_prefetch(reinterpret_cast<const char*>(line + kFetchAhead), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(line + kFetchAhead + 64), _MM_HINT_T0);
-      }
+      fetch_ahead<kRows>(line);
       const auto gate = codes.load(line);
       const auto up = codes.load(line + 64);
       constexpr int64_t kPairBytes = 2 * Multiply::kBytes;

@@ -6,14 +6,13 @@
 
 #include <cstring>
 
+#include "kernels/grouped_gemm/fetch_codes_avx512.h"
 #include "kernels/grouped_gemm/panel_gemm.h"
 
 namespace gantry::avx512 {
 namespace {
 
 constexpr int kMaxBlock = 12;
-constexpr int kFetchedRows = 5;  // as in coded_gemm_avx512.h
-constexpr int64_t kFetchAhead = 4096;
 
 // Written as assembly because GCC 12 copies and spills the sums of the intrinsic from 9 rows on,
 // which halves the speed.
@@ -37,10 +36,7 @@ void block(const PanelGemm& call, int64_t row) {
   const std::byte* end = line + call.k / 4 * 128;
 #pragma GCC unroll 1
   for (; line != end; line += 128) {
-    if (kRows <= kFetchedRows) {
-      _mm_prefetch(reinterpret_cast<const char*>(line + kFetchAhead), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(line + kFetchAhead + 64), _MM_HINT_T0);
-    }
+    fetch_ahead<kRows>(line);
     const __m512i w0 = _mm512_xor_si512(_mm512_load_si512(line), offset);
     const __m512i w1 = _mm512_xor_si512(_mm512_load_si512(line + 64), offset);
 #pragma GCC unroll 12

@@ -10,20 +10,9 @@ namespace {
 
 template <typename Store>
 void dequantize(const DequantizePanel& call, const Store& store) noexcept {
-  const CodedPanel& panel = *call.coded;
-  const WeightFormat& format = panel.format;
   for (int64_t k = call.k_begin; k < call.k_begin + call.k_count; ++k) {
-    const int64_t group = format.grouped() ? k / format.group * kPanelWidth : 0;
-    for (int64_t lane = 0; lane < kPanelWidth; ++lane) {
-      float value = code_value(format.element, code_at(panel, call.panel, lane, k));
-      if (format.zero_points) {
-        value -= static_cast<float>(static_cast<int8_t>(call.panel[panel.zeros + group + lane]));
-      }
-      if (format.grouped()) {
-        value *= load_scale(call.panel + panel.scales, format.scale, group + lane);
-      }
-      store(lane, k - call.k_begin, value);
-    }
+    for (int64_t lane = 0; lane < kPanelWidth; ++lane)
+      store(lane, k - call.k_begin, weight_at(*call.coded, call.panel, lane, k));
   }
 }
 

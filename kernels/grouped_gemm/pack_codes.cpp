@@ -204,6 +204,16 @@ uint8_t code_at(const CodedPanel& panel, const std::byte* data, int64_t lane, in
   return bits_of(element) == 4 ? static_cast<uint8_t>((byte >> nibble_shift(k)) & 0xfu) : byte;
 }
 
+float weight_at(const CodedPanel& panel, const std::byte* data, int64_t lane, int64_t k) noexcept {
+  const WeightFormat& format = panel.format;
+  const float value = code_value(format.element, code_at(panel, data, lane, k));
+  if (!format.grouped()) return value;
+  const int64_t at = k / format.group * kPanelWidth + lane;
+  const auto zero =
+      format.zero_points ? static_cast<float>(static_cast<int8_t>(data[panel.zeros + at])) : 0.0F;
+  return (value - zero) * load_scale(data + panel.scales, format.scale, at);
+}
+
 bool pack_coded_rows(const PackedLayout& layout, const CodedBlock& block, int64_t row_begin,
                      std::byte* packed) noexcept {
   const CodedPanel sections = layout.coded_panel();
@@ -212,10 +222,7 @@ bool pack_coded_rows(const PackedLayout& layout, const CodedBlock& block, int64_
   bool exact = true;
   for (int64_t row = 0; row < block.rows;) {
     const PackedLayout::Place place = layout.place_of(row_begin + row);
-    int64_t count = std::min(block.rows - row, kHalfPanel - place.lane % kHalfPanel);
-    if (layout.gated && row_begin + row < layout.n / 2) {
-      count = std::min(count, layout.n / 2 - row_begin - row);
-    }
+    const int64_t count = std::min(block.rows - row, layout.rows_in_half(row_begin + row));
     std::byte* panel = packed + place.panel * sections.bytes;
     pack_half(format.element, block, {row, count, place.lane}, panel + sections.codes);
     std::byte* scales = panel + sections.scales + place.lane * size_of(format.scale);

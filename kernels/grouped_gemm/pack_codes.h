@@ -40,6 +40,9 @@ float code_value(WeightElement element, uint8_t code) noexcept;
 /// A scale as it is stored.
 float load_scale(const std::byte* scales, ScaleType type, int64_t index) noexcept;
 
+/// The weight (lane, k) of a coded panel, without its output scale: (value(code) - zero) * scale.
+float weight_at(const CodedPanel& panel, const std::byte* data, int64_t lane, int64_t k) noexcept;
+
 /// The code (lane, k) of a coded panel.
 uint8_t code_at(const CodedPanel& panel, const std::byte* data, int64_t lane, int64_t k) noexcept;
 

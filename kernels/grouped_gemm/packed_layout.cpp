@@ -27,10 +27,8 @@ struct RowGroup {
 RowGroup group_at(const PackedLayout& layout, const StridedBlock& block, int64_t row_begin,
                   int64_t begin, std::byte* packed) {
   const int64_t row = row_begin + begin;
-  const PackedLayout::Place place = layout.place_of(row);
-  int64_t count = std::min(block.rows - begin, kHalfPanel - place.lane % kHalfPanel);
-  if (layout.gated && row < layout.n / 2) count = std::min(count, layout.n / 2 - row);
-  return {begin, count, packed + layout.offset_bytes(row, 0)};
+  return {begin, std::min(block.rows - begin, layout.rows_in_half(row)),
+          packed + layout.offset_bytes(row, 0)};
 }
 
 void pack_pairs(const PackPairs& call) noexcept {
@@ -168,24 +166,16 @@ namespace {
 
 std::vector<float> unpack_coded(const PackedLayout& layout, const std::byte* packed) {
   const CodedPanel panel = layout.coded_panel();
-  const WeightFormat& format = layout.format;
   std::vector<float> matrix(static_cast<size_t>(layout.n * layout.k));
   for (int64_t row = 0; row < layout.n; ++row) {
     const PackedLayout::Place place = layout.place_of(row);
     const std::byte* data = packed + place.panel * panel.bytes;
-    const float output = format.output_scale
+    const float output = layout.format.output_scale
                              ? load_as_f32(data + panel.output_scales, DType::kF32, place.lane)
                              : 1.0F;
     for (int64_t k = 0; k < layout.k; ++k) {
-      float value = code_value(format.element, code_at(panel, data, place.lane, k));
-      if (format.grouped()) {
-        const int64_t at = k / format.group * kPanelWidth + place.lane;
-        if (format.zero_points) {
-          value -= static_cast<float>(static_cast<int8_t>(data[panel.zeros + at]));
-        }
-        value *= load_scale(data + panel.scales, format.scale, at);
-      }
-      matrix[static_cast<size_t>(row * layout.k + k)] = value * output;
+      matrix[static_cast<size_t>(row * layout.k + k)] =
+          weight_at(panel, data, place.lane, k) * output;
     }
   }
   return matrix;

@@ -81,6 +81,12 @@ struct PackedLayout {
     const int64_t output = row < half ? row : row - half;
     return {output / kHalfPanel, output % kHalfPanel + (row < half ? 0 : kHalfPanel)};
   }
+  /// How many rows from `row` on stand side by side in one half of a panel.
+  [[nodiscard]] int64_t rows_in_half(int64_t row) const noexcept {
+    const int64_t lanes = kHalfPanel - place_of(row).lane % kHalfPanel;
+    if (!gated || row >= n / 2) return lanes;
+    return lanes < n / 2 - row ? lanes : n / 2 - row;  // up rows begin elsewhere
+  }
   /// Elements from the start of a panel; not of a coded one.
   [[nodiscard]] int64_t offset_in_panel(int64_t lane, int64_t column) const noexcept {
     if (dtype != DType::kBF16) return column * kPanelWidth + lane;

@@ -13,6 +13,7 @@
 #include "kernels/base/float_convert.h"
 #include "loader/encodings/ggml_types.h"
 #include "runtime/verification.h"
+#include "tests/support/detection.h"
 #include "tests/support/gguf_builder.h"
 #include "tests/support/golden_dirs.h"
 #include "tests/support/seeded_rng.h"
@@ -20,19 +21,6 @@
 
 namespace gantry::test {
 namespace {
-
-std::string problem_of(const std::filesystem::path& path, const Reference& reference,
-                       const VerifySettings& settings) {
-  try {
-    MoeModel model(path, /*names_only=*/false);
-    if (!model.report().ok()) return "names: " + summarize(model.report(), 5);
-    verify_model(model, &reference, settings, {});
-    return model.report().ok() ? "" : summarize(model.report(), 5);
-  } catch (const Error& error) {
-    EXPECT_NE(error.code(), ErrorCode::kInternal) << error.what();
-    return error.what();
-  }
-}
 
 class GgufGoldenTest : public testing::TestWithParam<Golden> {
  protected:

@@ -9,6 +9,7 @@
 
 #include "kernels/base/error.h"
 #include "runtime/verification.h"
+#include "tests/support/detection.h"
 #include "tests/support/golden_dirs.h"
 #include "tests/support/mutable_checkpoint.h"
 #include "tests/support/seeded_rng.h"
@@ -16,19 +17,6 @@
 
 namespace gantry::test {
 namespace {
-
-// What is wrong with a directory, or "" if its blocks match the reference on these ranks.
-std::string problem_of(const std::filesystem::path& directory, const Reference& reference,
-                       const VerifySettings& settings) {
-  try {
-    MoeModel model(directory, /*names_only=*/false);
-    if (!model.report().ok()) return "names: " + summarize(model.report(), 5);
-    verify_model(model, &reference, settings, {});
-    return model.report().ok() ? "" : summarize(model.report(), 5);
-  } catch (const Error& error) {
-    return error.what();
-  }
-}
 
 class QuantGoldenTest : public testing::TestWithParam<Golden> {
  protected:

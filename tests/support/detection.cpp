@@ -1,9 +1,23 @@
 #include "tests/support/detection.h"
 
+#include <gtest/gtest.h>
+
 #include "kernels/base/error.h"
-#include "runtime/verification.h"
 
 namespace gantry::test {
+
+std::string problem_of(const std::filesystem::path& path, const Reference& reference,
+                       const VerifySettings& settings) {
+  try {
+    MoeModel model(path, /*names_only=*/false);
+    if (!model.report().ok()) return "names: " + summarize(model.report(), 5);
+    verify_model(model, &reference, settings, {});
+    return model.report().ok() ? "" : summarize(model.report(), 5);
+  } catch (const Error& error) {
+    EXPECT_NE(error.code(), ErrorCode::kInternal) << error.what();
+    return error.what();
+  }
+}
 
 std::string stage_of_detection(const std::filesystem::path& directory, const Reference& reference,
                                const ParallelConfig& parallel) {
