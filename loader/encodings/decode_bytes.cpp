@@ -66,6 +66,25 @@ void use_fp4_codes(const EncodedMatrix& matrix, CodedMatrix& coded) {
   coded.file_codes = reinterpret_cast<const uint8_t*>(tensor->data);
 }
 
+// Kernels fold scales into exponents with room for 2^100; no weight is that large. NaN is found
+// elsewhere.
+void check_fp4_exponents(const EncodedTensor& scales) {
+  constexpr uint8_t kLargest = 227;  // 2^100
+  constexpr uint8_t kNan = 255;
+  const auto is_too_large = [](uint8_t code) {
+    return static_cast<uint8_t>(code - kLargest - 1) < kNan - kLargest - 1;
+  };
+  const auto* codes = reinterpret_cast<const uint8_t*>(scales.data);
+  const int64_t count = scales.num_elements();
+  uint8_t too_large = 0;  // a sum over all: compilers make vectors of it
+  for (int64_t i = 0; i < count; ++i)
+    too_large |= static_cast<uint8_t>(is_too_large(codes[i]));
+  if (too_large == 0) return;
+  const int64_t first = std::find_if(codes, codes + count, is_too_large) - codes;
+  fail(ErrorCode::kUnsupported, "{}: element {}: expected scales of FP4 up to 2^100, found 2^{}",
+       scales.name, first, codes[first] - 127);
+}
+
 }  // namespace
 
 WeightFormat fp8_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
@@ -130,15 +149,7 @@ CodedMatrix code_mxfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   const EncodedTensor* scales = matrix.find("scales");
   if (scales == nullptr) scales = &matrix.require("weight_scale");
   set_file_scales(coded, *scales);
-  // Kernels fold scales into exponents with this much room; no weight is that large. NaN is found
-  // elsewhere.
-  for (int64_t i = 0; i < scales->num_elements(); ++i) {
-    constexpr uint8_t kLargest = 227;  // 2^100
-    const uint8_t code = byte_at(*scales, i);
-    GANTRY_CHECK(code <= kLargest || code == 255, ErrorCode::kUnsupported,
-                 "{}: element {}: expected scales of FP4 up to 2^100, found 2^{}", scales->name, i,
-                 code - 127);
-  }
+  check_fp4_exponents(*scales);
   return coded;
 }
 

@@ -1,6 +1,7 @@
 // Every encoding against what real exporters wrote: expert 0 of each checkpoint, whose first 16
 // rows the reference gives as its format defines them in float32 (tests/golden/README.md).
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <limits>
 #include <vector>
 
+#include "loader/encodings/decoders.h"
 #include "loader/encodings/encoded_matrix.h"
 #include "loader/encodings/quant_scheme.h"
 #include "tests/support/encoded_file.h"
@@ -194,6 +196,26 @@ TEST(DecodeMatrixTest, RefusesAGroupIndexOutOfRange) {
   matrix.tensors["g_idx"] = {"g_idx", DType::kI32, {32}, bytes(groups)};
   expect_error([&] { (void)decode_matrix(scheme, matrix); }, ErrorCode::kFormat,
                {"g_idx", "element 7", "found 1"});
+}
+
+TEST(DecodeMatrixTest, RefusesFp4ScalesBeyondTheKernelsRoom) {
+  const std::vector<uint8_t> codes(2 * 3 * 16, 0x21);
+  std::vector<uint8_t> scales = {127, 0, 227, 255, 100, 127};  // 255: NaN, a finding of its own
+  EncodedMatrix matrix;
+  matrix.size = {2, 96};
+  matrix.tensors["weight_packed"] = {
+      "weight_packed", DType::kU8, {2, 48}, reinterpret_cast<const std::byte*>(codes.data())};
+  matrix.tensors["weight_scale"] = {
+      "weight_scale", DType::kU8, {2, 3}, reinterpret_cast<const std::byte*>(scales.data())};
+  QuantScheme scheme;
+  scheme.group_size = 32;
+  EXPECT_EQ(code_mxfp4(scheme, matrix).file_scales,
+            reinterpret_cast<const std::byte*>(scales.data()));
+  for (const uint8_t code : {uint8_t{228}, uint8_t{254}}) {
+    scales[4] = code;
+    expect_error([&] { (void)code_mxfp4(scheme, matrix); }, ErrorCode::kUnsupported,
+                 {"weight_scale", "element 4", fmt::format("2^{}", code - 127)});
+  }
 }
 
 }  // namespace
