@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -24,6 +25,13 @@ struct SendPart {
 struct ReceivePart {
   int peer = 0;
   std::span<std::byte> data{};
+};
+
+/// How a group whose ranks are processes waits.
+struct CommunicatorOptions {
+  /// How long an operation may go without any progress (a message that completes) before it fails
+  /// with kTimeout on every rank. Ranks that load at different speeds wait for each other, too.
+  std::chrono::milliseconds timeout{60'000};
 };
 
 /// What a rank has moved so far; bytes that it keeps for itself do not count.
@@ -75,8 +83,8 @@ class Communicator {
   /// that every rank gets the same bits: those of reduce_scatter_sum.
   void all_reduce_sum(std::span<float> data);
 
-  /// Like all_reduce_sum with the transport's own algorithm, where it has one: every rank gets the
-  /// same bits, but the order of the additions is the transport's.
+  /// Like all_reduce_sum with the transport's own algorithm, where it has one: the order of the
+  /// additions is the transport's, and may differ between runs and sizes.
   void all_reduce_sum_native(std::span<float> data);
 
   /// Adds `send` over ranks element by element in f32, in rank order (rank 0 first), and gives each
