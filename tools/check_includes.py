@@ -68,6 +68,7 @@ INTERNAL_HEADERS = {
     "loader/strict_json.h",
     "runtime/forward_call.h",
     "runtime/layer_operands.h",
+    "runtime/rank_results.h",
     "runtime/rms_norm.h",
     "runtime/router.h",
 }
