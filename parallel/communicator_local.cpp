@@ -3,7 +3,6 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -13,28 +12,18 @@
 #include "kernels/base/check.h"
 #include "parallel/communicator.h"
 
-// Ranks as threads of one process. Every collective is: post pointers, meet, copy what the others
+// Ranks as threads of one process. Every exchange is: post what is sent, meet, copy what the others
 // posted, wait until all have copied. That last wait holds even when the group fails meanwhile: a
 // rank that left early would take its memory along while others still read it.
 
 namespace gantry {
 namespace {
 
-// What a rank shows to the others during one collective.
+// What a rank shows to the others during one exchange.
 struct Posting {
   std::string_view operation;
-  const std::byte* data = nullptr;
-  size_t total = 0;
-  std::span<const int64_t> sizes = {};  // bytes for each rank, where they differ
   int root = 0;
-};
-
-// What a rank is woken with when another one failed. A type of its own, so that `run_local_ranks`
-// can tell a cause from its consequences.
-class GroupAborted : public Error {
- public:
-  explicit GroupAborted(const std::string& reason)
-      : Error(ErrorCode::kInternal, "the rank group was aborted: " + reason) {}
+  std::span<const SendPart> sends = {};
 };
 
 class LocalGroup {
@@ -48,7 +37,7 @@ class LocalGroup {
   // them once the group was aborted.
   void meet() {
     std::unique_lock lock(mutex_);
-    if (left_ >= 0) abort_as(left_, kReturned);
+    if (left_ >= 0) abort_as(left_, kReturned, ErrorCode::kInternal);
     check_alive();
     const uint64_t generation = generation_;
     if (++waiting_ == size_) {
@@ -75,26 +64,27 @@ class LocalGroup {
     check_alive();
   }
 
-  void abort(int rank, const char* reason) noexcept {
+  void abort(int rank, const char* reason, ErrorCode code) noexcept {
     const std::scoped_lock lock(mutex_);
-    abort_as(rank, reason);
+    abort_as(rank, reason, code);
   }
 
   // `rank` takes part in nothing any more: who waits for it would do so for ever.
   void leave(int rank) noexcept {
     const std::scoped_lock lock(mutex_);
     if (left_ < 0) left_ = rank;
-    if (waiting_ > 0) abort_as(rank, kReturned);
+    if (waiting_ > 0) abort_as(rank, kReturned, ErrorCode::kInternal);
   }
 
  private:
   static constexpr const char* kReturned = "it returned while others wait for it";
 
-  void abort_as(int rank, const char* reason) noexcept {
+  void abort_as(int rank, const char* reason, ErrorCode code) noexcept {
     if (aborted_) return;
     aborted_ = true;
+    code_ = code;
     try {
-      reason_ = fmt::format("rank {} failed: {}", rank, reason);
+      reason_ = fmt::format("the rank group was aborted: rank {} failed: {}", rank, reason);
     } catch (...) {
       // Without memory for the reason the ranks still wake up.
     }
@@ -102,7 +92,7 @@ class LocalGroup {
   }
 
   void check_alive() const {
-    if (aborted_) throw GroupAborted(reason_);
+    if (aborted_) throw GroupAborted(code_, reason_);
   }
 
   const int size_;
@@ -115,6 +105,7 @@ class LocalGroup {
   uint64_t generation_ = 0;
   bool aborted_ = false;
   std::string reason_;
+  ErrorCode code_ = ErrorCode::kInternal;
 };
 
 class LocalCommunicator final : public Communicator {
@@ -124,129 +115,21 @@ class LocalCommunicator final : public Communicator {
 
   [[nodiscard]] int rank() const noexcept override { return rank_; }
   [[nodiscard]] int size() const noexcept override { return group_->size(); }
-  void abort(const char* reason) noexcept override { group_->abort(rank_, reason); }
-
-  void barrier() override {
-    exchange({.operation = "barrier"}, [] {});
-  }
-
-  void all_gather(std::span<const std::byte> send, std::span<std::byte> receive,
-                  std::span<const int64_t> receive_bytes) override {
-    check_sizes("all_gather", receive_bytes, receive.size());
-    require(send.size() == static_cast<size_t>(receive_bytes[static_cast<size_t>(rank_)]),
-            "all_gather: rank {} sends {} bytes, expected {}", rank_, send.size(),
-            receive_bytes[static_cast<size_t>(rank_)]);
-    exchange({.operation = "all_gather", .data = send.data(), .total = send.size()}, [&] {
-      size_t offset = 0;
-      for (int from = 0; from < size(); ++from) {
-        const Posting& other = group_->posting(from);
-        const auto bytes = static_cast<size_t>(receive_bytes[static_cast<size_t>(from)]);
-        require(other.total == bytes, "all_gather: rank {} sends {} bytes, rank {} expects {}",
-                from, other.total, rank_, bytes);
-        if (bytes > 0) std::memcpy(receive.data() + offset, other.data, bytes);
-        offset += bytes;
-      }
-    });
-  }
-
-  void broadcast(std::span<std::byte> data, int root) override {
-    require(root >= 0 && root < size(), "broadcast: root {} of {}", root, size());
-    const Posting mine{
-        .operation = "broadcast", .data = data.data(), .total = data.size(), .root = root};
-    exchange(mine, [&] {
-      const Posting& source = group_->posting(root);
-      require(source.total == data.size(), "broadcast: rank {} has {} bytes, root {} has {}", rank_,
-              data.size(), root, source.total);
-      if (rank_ != root && !data.empty()) std::memcpy(data.data(), source.data, data.size());
-    });
-  }
-
-  void all_reduce_sum(std::span<float> data) override {
-    // Every rank sums everything in rank order, so all get the same bits.
-    sum_.assign(data.size(), 0.0F);
-    const Posting mine{.operation = "all_reduce_sum",
-                       .data = std::as_bytes(data).data(),
-                       .total = data.size_bytes()};
-    exchange(mine, [&] {
-      for (int from = 0; from < size(); ++from) {
-        const Posting& other = group_->posting(from);
-        require(other.total == data.size_bytes(),
-                "all_reduce_sum: rank {} has {} bytes, rank {} has {}", rank_, data.size_bytes(),
-                from, other.total);
-        const auto* values = reinterpret_cast<const float*>(other.data);
-        if (from == 0) {
-          std::copy_n(values, data.size(), sum_.begin());
-        } else {
-          for (size_t i = 0; i < data.size(); ++i)
-            sum_[i] += values[i];
-        }
-      }
-    });
-    std::copy(sum_.begin(), sum_.end(), data.begin());
-  }
-
-  void all_to_all(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
-                  std::span<std::byte> receive, std::span<const int64_t> receive_bytes) override {
-    check_sizes("all_to_all (send)", send_bytes, send.size());
-    check_sizes("all_to_all (receive)", receive_bytes, receive.size());
-    const Posting mine{
-        .operation = "all_to_all", .data = send.data(), .total = send.size(), .sizes = send_bytes};
-    exchange(mine, [&] {
-      size_t offset = 0;
-      for (int from = 0; from < size(); ++from) {
-        const Posting& other = group_->posting(from);
-        const auto bytes = static_cast<size_t>(receive_bytes[static_cast<size_t>(from)]);
-        const auto sent = static_cast<size_t>(other.sizes[static_cast<size_t>(rank_)]);
-        require(sent == bytes, "all_to_all: rank {} sends {} bytes to rank {}, which expects {}",
-                from, sent, rank_, bytes);
-        const auto before = other.sizes.first(static_cast<size_t>(rank_));
-        const auto begin = std::accumulate(before.begin(), before.end(), int64_t{0});
-        if (bytes > 0) std::memcpy(receive.data() + offset, other.data + begin, bytes);
-        offset += bytes;
-      }
-    });
-  }
 
  private:
-  // A rank that finds a mistake takes the whole group down with it: peers never wait for ever.
-  template <typename... Args>
-  void require(bool condition, fmt::format_string<Args...> format, Args&&... args) {
-    if (condition) return;
-    const std::string message = fmt::format(format, std::forward<Args>(args)...);
-    group_->abort(rank_, message.c_str());
-    fail_with(ErrorCode::kInvalidArgument, message);
+  void wake_all(const char* reason, ErrorCode code) noexcept override {
+    group_->abort(rank_, reason, code);
   }
 
-  void check_sizes(std::string_view what, std::span<const int64_t> sizes, size_t total) {
-    require(sizes.size() == static_cast<size_t>(size()), "{}: expected {} sizes, found {}", what,
-            size(), sizes.size());
-    // Subtracted, not added: a sum of any sizes could overflow.
-    size_t rest = total;
-    for (const int64_t bytes : sizes) {
-      const bool fits = bytes >= 0 && static_cast<size_t>(bytes) <= rest;
-      require(fits, "{}: a size of {} does not fit, the buffer has {} bytes", what, bytes, total);
-      rest -= static_cast<size_t>(bytes);
-    }
-    require(rest == 0, "{}: sizes sum to {}, the buffer has {} bytes", what, total - rest, total);
-  }
-
-  void check_same_operation(const Posting& mine) {
-    for (int from = 0; from < size(); ++from) {
-      const Posting& other = group_->posting(from);
-      require(other.operation == mine.operation && other.root == mine.root,
-              "ranks disagree: rank {} is in {} (root {}), rank {} in {} (root {})", rank_,
-              mine.operation, mine.root, from, other.operation, other.root);
-    }
-  }
-
-  // Shows `mine` to all ranks and calls `read` while everybody's posting stands.
-  template <typename Read>
-  void exchange(const Posting& mine, Read read) {
+  void exchange(const Operation& operation, std::span<const SendPart> sends,
+                std::span<const ReceivePart> receives) override {
+    const Posting mine{.operation = operation.name, .root = operation.root, .sends = sends};
     group_->posting(rank_) = mine;
     group_->meet();
     try {
-      check_same_operation(mine);
-      read();
+      for (int from = 0; from < size(); ++from) {
+        if (from != rank_) copy_from(from, mine, receives);
+      }
     } catch (...) {
       group_->finish_reading();
       throw;
@@ -255,9 +138,39 @@ class LocalCommunicator final : public Communicator {
     group_->check_not_aborted();
   }
 
+  void copy_from(int from, const Posting& mine, std::span<const ReceivePart> receives) {
+    const Posting& other = group_->posting(from);
+    if (other.operation != mine.operation || other.root != mine.root) {
+      refuse(fmt::format("ranks disagree: rank {} is in {} (root {}), rank {} in {} (root {})",
+                         rank_, mine.operation, mine.root, from, other.operation, other.root));
+    }
+    auto sent = other.sends.begin();
+    const auto next_sent = [&] {
+      sent = std::find_if(sent, other.sends.end(),
+                          [&](const SendPart& part) { return part.peer == rank_; });
+      return sent != other.sends.end();
+    };
+    for (const ReceivePart& part : receives) {
+      if (part.peer != from) continue;
+      if (!next_sent()) {
+        refuse(fmt::format("{}: rank {} expects {} bytes of rank {}, which sends none",
+                           mine.operation, rank_, part.data.size(), from));
+      }
+      if (sent->data.size() != part.data.size()) {
+        refuse(fmt::format("{}: rank {} sends {} bytes to rank {}, which expects {}",
+                           mine.operation, from, sent->data.size(), rank_, part.data.size()));
+      }
+      if (!part.data.empty()) std::memcpy(part.data.data(), sent->data.data(), part.data.size());
+      ++sent;
+    }
+    if (next_sent()) {
+      refuse(fmt::format("{}: rank {} sends {} bytes to rank {}, which expects none",
+                         mine.operation, from, sent->data.size(), rank_));
+    }
+  }
+
   std::shared_ptr<LocalGroup> group_;
   int rank_;
-  std::vector<float> sum_;
 };
 
 }  // namespace
@@ -274,16 +187,18 @@ void run_local_ranks(int num_ranks, const std::function<void(Communicator& commu
   std::vector<char> is_cause(static_cast<size_t>(num_ranks), 0);
   const auto run = [&](int rank) {
     LocalCommunicator communicator(group, rank);
-    const auto note_failure = [&](const char* what) {
+    const auto note_failure = [&](const char* what, ErrorCode code = ErrorCode::kInternal) {
       errors[static_cast<size_t>(rank)] = std::current_exception();
       is_cause[static_cast<size_t>(rank)] = 1;
-      group->abort(rank, what);
+      group->abort(rank, what, code);
     };
     try {
       body(communicator);
       group->leave(rank);
     } catch (const GroupAborted&) {
       errors[static_cast<size_t>(rank)] = std::current_exception();
+    } catch (const Error& error) {
+      note_failure(error.what(), error.code());
     } catch (const std::exception& error) {
       note_failure(error.what());
     } catch (...) {
@@ -299,7 +214,7 @@ void run_local_ranks(int num_ranks, const std::function<void(Communicator& commu
       for (int rank = 0; rank < num_ranks; ++rank)
         threads.emplace_back(run, rank);
     } catch (const std::exception& error) {
-      group->abort(static_cast<int>(threads.size()), error.what());
+      group->abort(static_cast<int>(threads.size()), error.what(), ErrorCode::kInternal);
       throw;
     }
   }

@@ -4,11 +4,17 @@
 #include <string>
 
 #include "kernels/base/check.h"
+#include "runtime/rank_results.h"
 
 namespace gantry {
 namespace {
 
 constexpr int64_t kMaxChunkTokens = 4096;  // bounds the workspace: longer batches run in chunks
+
+// The one rank of each token group whose output counts; the others' is the same.
+bool speaks_for_tokens(const ParallelConfig& rank) {
+  return rank.tp_rank() == 0 && rank.leads_dp_group();
+}
 
 }  // namespace
 
@@ -26,12 +32,15 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                            const ParallelConfig& parallel, Placement placement,
                                            const LoadOptions& load_options,
                                            const FusedMoeOptions& options, const LayerBatch* batch,
-                                           int repeat) {
+                                           int repeat, const RankSetup& ranks) {
   const MoeLayerSpec& spec = *model.config().find_layer(layer);
   const ExpertMap experts = ExpertMap::create(spec.num_experts, parallel.ep_size, placement);
   const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
   std::vector<RankResult> results(static_cast<size_t>(parallel.world_size()));
-  const size_t findings_before = model.report().findings().size();
+  const std::vector<Finding> findings_before = model.report().findings();
+  const auto begin_phase = [&](const char* phase) {
+    if (ranks.on_phase) ranks.on_phase(phase, layer);
+  };
 
   const auto body = [&](Communicator& world) {
     ParallelConfig own = parallel;
@@ -39,16 +48,23 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
     RankResult& result = results[static_cast<size_t>(own.rank)];
     // Simulated ranks share the CPUs.
     const auto share = [&](const Threads& threads) {
+      if (ranks.world != nullptr) return threads;
       return Threads{.count = std::max(1, threads.resolved_count() / parallel.world_size()),
                      .executor = threads.executor};
     };
     LoadOptions own_load = load_options;
     own_load.threads = share(load_options.threads);
+    begin_phase("load");
     MoeLayerWeights weights =
         loader.load_layer(layer, own, experts, own_load, model.report(), result.load);
-    world.barrier();  // every rank's findings are in
-    if (batch == nullptr || model.report().findings().size() > findings_before) return;
+    if (ranks.world != nullptr) {
+      share_findings(world, findings_before, model.report());
+    } else {
+      world.barrier();  // every rank's findings are in
+    }
+    if (batch == nullptr || model.report().findings().size() > findings_before.size()) return;
 
+    begin_phase("forward");
     FusedMoeOptions own_options = options;
     own_options.threads = share(options.threads);
     FusedMoeLayer moe(std::move(weights), experts, own_options, &world);
@@ -85,7 +101,17 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
     });
     result.times = times[times.size() / 2];
   };
-  run_local_ranks(parallel.world_size(), body);
+  if (ranks.world == nullptr) {
+    run_local_ranks(parallel.world_size(), body);
+    return results;
+  }
+  GANTRY_CHECK(ranks.world->size() == parallel.world_size(), ErrorCode::kInvalidArgument,
+               "tp {} x ep {} are {} ranks, the communicator has {}", parallel.tp_size,
+               parallel.ep_size, parallel.world_size(), ranks.world->size());
+  body(*ranks.world);
+  ParallelConfig own = parallel;
+  own.rank = ranks.world->rank();
+  share_results(*ranks.world, speaks_for_tokens(own), results);
   return results;
 }
 
@@ -95,7 +121,7 @@ std::vector<float> gather_outputs(const std::vector<RankResult>& results,
   for (size_t rank = 0; rank < results.size(); ++rank) {
     ParallelConfig own = parallel;
     own.rank = static_cast<int>(rank);
-    if (own.tp_rank() != 0 || !own.leads_dp_group()) continue;
+    if (!speaks_for_tokens(own)) continue;
     all.insert(all.end(), results[rank].out.begin(), results[rank].out.end());
   }
   return all;

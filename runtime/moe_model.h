@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -49,15 +50,25 @@ struct LayerBatch {
   std::span<const float> router_hidden_states{};  // [T, H] or empty: the same as hidden_states
 };
 
-/// Loads one layer on every rank of `parallel` (threads of this process) and, where there is a
-/// batch, runs it `repeat` times (the times are those of the median). Findings go to the model's
-/// report; ranks do not run a layer that has some.
+/// Who the ranks are, and who wants to know what they do.
+struct RankSetup {
+  /// This process' rank, where ranks are processes; null: ranks are threads of this process.
+  Communicator* world = nullptr;
+  /// Called with "load" or "forward" and the layer when a rank begins with that; with threads for
+  /// ranks, from each of them. May be empty.
+  std::function<void(const char* phase, int layer)> on_phase;
+};
+
+/// Loads one layer on every rank of `parallel` and, where there is a batch, runs it `repeat` times
+/// (the times are those of the median). Findings go to the model's report; ranks do not run a layer
+/// that has some. Where ranks are processes, this is collective, and each gets the findings and
+/// results of all.
 /// @return one result a rank
 std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                            const ParallelConfig& parallel, Placement placement,
                                            const LoadOptions& load_options,
                                            const FusedMoeOptions& options, const LayerBatch* batch,
-                                           int repeat = 1);
+                                           int repeat = 1, const RankSetup& ranks = {});
 
 /// The whole output [T, H] from the ranks that lead their token groups.
 std::vector<float> gather_outputs(const std::vector<RankResult>& results,

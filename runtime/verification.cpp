@@ -101,7 +101,7 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
     }
     const auto results =
         run_layer_on_ranks(model, spec.layer, settings.parallel, settings.placement, settings.load,
-                           options, block == nullptr ? nullptr : &batch);
+                           options, block == nullptr ? nullptr : &batch, 1, settings.ranks);
     for (const RankResult& result : results)
       verified.load += result.load;
     if (block == nullptr) continue;

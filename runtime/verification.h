@@ -13,7 +13,8 @@ namespace gantry GANTRY_API {
 
 /// How a model is verified.
 struct VerifySettings {
-  ParallelConfig parallel;  ///< ranks, simulated as threads
+  ParallelConfig parallel;
+  RankSetup ranks;  ///< with processes for ranks verify_model is collective
   Placement placement = Placement::kLinear;
   ActivationDType activations = ActivationDType::kF32;
   IsaSet isas = host_isas();

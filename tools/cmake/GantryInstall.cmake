@@ -6,7 +6,7 @@ include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gantry)
 
-set(libraries gantry_kernels gantry_parallel gantry_loader gantry_runtime)
+set(libraries gantry_kernels gantry_parallel gantry_mpi gantry_loader gantry_runtime)
 if(GANTRY_BUILD_SHARED)
   list(APPEND libraries gantry_shared)
 endif()
