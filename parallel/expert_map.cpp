@@ -21,13 +21,55 @@ ExpertMap ExpertMap::with_redundancy(int num_experts, std::vector<int32_t> physi
   GANTRY_CHECK(num_experts >= 1 && ep_size >= 1, ErrorCode::kInvalidArgument,
                "expert map: expected at least 1 expert and 1 rank, found {} and {}", num_experts,
                ep_size);
+  std::vector<std::vector<int32_t>> physical_of(static_cast<size_t>(ep_size));
+  for (int rank = 0; rank < ep_size; ++rank) {
+    const Slice part = split_evenly(static_cast<long>(physical_to_logical.size()), ep_size, rank);
+    for (long j = 0; j < part.size(); ++j) {
+      // Linear: a contiguous range of ids. Round robin: rank, rank + ep_size, ...
+      physical_of[static_cast<size_t>(rank)].push_back(static_cast<int32_t>(
+          placement == Placement::kLinear ? part.begin + j : rank + j * ep_size));
+    }
+  }
+  return build(num_experts, std::move(physical_to_logical), physical_of, placement);
+}
+
+ExpertMap ExpertMap::from_slots(int num_experts, std::vector<std::vector<int32_t>> slots) {
+  GANTRY_CHECK(num_experts >= 1 && !slots.empty(), ErrorCode::kInvalidArgument,
+               "expert map: expected at least 1 expert and 1 rank, found {} and {}", num_experts,
+               slots.size());
+  std::vector<int32_t> physical_to_logical;
+  for (std::vector<int32_t>& of_rank : slots) {
+    for (int32_t& slot : of_rank) {
+      physical_to_logical.push_back(slot);
+      slot = static_cast<int32_t>(physical_to_logical.size()) - 1;
+    }
+  }
+  return build(num_experts, std::move(physical_to_logical), slots, Placement::kLinear);
+}
+
+ExpertMap ExpertMap::with_ep_size(int ep_size) const {
+  GANTRY_CHECK(ep_size >= 1, ErrorCode::kInvalidArgument,
+               "expert map: expected at least 1 rank, found {}", ep_size);
+  std::vector<std::vector<int32_t>> slots = slot_to_logical_;
+  for (size_t rank = static_cast<size_t>(ep_size); rank < slots.size(); ++rank) {
+    GANTRY_CHECK(slots[rank].empty(), ErrorCode::kInvalidArgument,
+                 "expert map: rank {} still holds {} expert(s): move them before it leaves", rank,
+                 slots[rank].size());
+  }
+  slots.resize(static_cast<size_t>(ep_size));
+  return from_slots(num_experts_, std::move(slots));
+}
+
+ExpertMap ExpertMap::build(int num_experts, std::vector<int32_t> physical_to_logical,
+                           const std::vector<std::vector<int32_t>>& physical_of,
+                           Placement placement) {
   ExpertMap map;
   map.num_experts_ = num_experts;
-  map.ep_size_ = ep_size;
+  map.ep_size_ = static_cast<int>(physical_of.size());
   map.placement_ = placement;
   map.replicas_.resize(static_cast<size_t>(num_experts));
-  map.slot_to_logical_.resize(static_cast<size_t>(ep_size));
-  map.logical_to_slot_.assign(static_cast<size_t>(ep_size),
+  map.slot_to_logical_.resize(physical_of.size());
+  map.logical_to_slot_.assign(physical_of.size(),
                               std::vector<int32_t>(static_cast<size_t>(num_experts), -1));
   const int num_physical = static_cast<int>(physical_to_logical.size());
   for (int p = 0; p < num_physical; ++p) {
@@ -43,18 +85,15 @@ ExpertMap ExpertMap::with_redundancy(int num_experts, std::vector<int32_t> physi
   }
   map.owner_.resize(physical_to_logical.size());
   map.slot_.resize(physical_to_logical.size());
-  for (int rank = 0; rank < ep_size; ++rank) {
-    const Slice part = split_evenly(num_physical, ep_size, rank);
-    auto& slots = map.slot_to_logical_[static_cast<size_t>(rank)];
-    auto& lookup = map.logical_to_slot_[static_cast<size_t>(rank)];
-    for (long j = 0; j < part.size(); ++j) {
-      // Linear: a contiguous range of ids. Round robin: rank, rank + ep_size, ...
-      const auto physical = static_cast<size_t>(
-          placement == Placement::kLinear ? part.begin + j : rank + j * ep_size);
-      const int32_t logical = physical_to_logical[physical];
+  for (size_t rank = 0; rank < physical_of.size(); ++rank) {
+    auto& slots = map.slot_to_logical_[rank];
+    auto& lookup = map.logical_to_slot_[rank];
+    for (const int32_t physical : physical_of[rank]) {
+      const auto index = static_cast<size_t>(physical);
+      const int32_t logical = physical_to_logical[index];
       const auto slot = static_cast<int32_t>(slots.size());
-      map.owner_[physical] = rank;
-      map.slot_[physical] = slot;
+      map.owner_[index] = static_cast<int32_t>(rank);
+      map.slot_[index] = slot;
       slots.push_back(logical);
       if (lookup[static_cast<size_t>(logical)] < 0) lookup[static_cast<size_t>(logical)] = slot;
     }
@@ -120,11 +159,13 @@ std::vector<int32_t> ExpertMap::computed_slots(int ep_rank) const {
 }
 
 std::vector<int32_t> ExpertMap::physical_to_contiguous() const {
-  std::vector<int32_t> table(physical_to_logical_.size());
-  for (size_t p = 0; p < table.size(); ++p) {
-    const Slice part = split_evenly(num_physical(), ep_size_, owner_[p]);
-    table[p] = static_cast<int32_t>(part.begin) + slot_[p];
+  std::vector<int32_t> first(static_cast<size_t>(ep_size_), 0);  // of each rank
+  for (size_t rank = 1; rank < first.size(); ++rank) {
+    first[rank] = first[rank - 1] + static_cast<int32_t>(slot_to_logical_[rank - 1].size());
   }
+  std::vector<int32_t> table(physical_to_logical_.size());
+  for (size_t p = 0; p < table.size(); ++p)
+    table[p] = first[static_cast<size_t>(owner_[p])] + slot_[p];
   return table;
 }
 

@@ -16,8 +16,8 @@ namespace gantry GANTRY_API {
 ///
 /// Logical experts are the E experts of the checkpoint. Physical experts are the P = E + R places
 /// that hold a copy of one (R redundant copies). Each of the `ep_size` ranks owns a set of physical
-/// experts; its slots 0..L-1 are those, in ascending physical id. Counts differ by at most one, and
-/// the first P % ep_size ranks hold one more.
+/// experts; its slots 0..L-1 are those, in ascending physical id. Unless a map says otherwise
+/// (from_slots), counts differ by at most one, and the first P % ep_size ranks hold one more.
 class ExpertMap {
  public:
   /// Every expert once, without redundancy.
@@ -30,6 +30,17 @@ class ExpertMap {
   /// @throws Error kInvalidArgument if an id is out of range or a logical expert has no copy
   static ExpertMap with_redundancy(int num_experts, std::vector<int32_t> physical_to_logical,
                                    int ep_size, Placement placement);
+
+  /// Any assignment, said rank by rank: `slots[rank][j]` is the logical expert that slot j of a
+  /// rank holds. Ranks may hold different numbers of slots, also none (ranks that leave, or have
+  /// just joined). Physical experts are numbered rank by rank.
+  /// @throws Error kInvalidArgument as with_redundancy does
+  static ExpertMap from_slots(int num_experts, std::vector<std::vector<int32_t>> slots);
+
+  /// The same slots on another number of ranks: ranks are added at the end without slots, or taken
+  /// from the end.
+  /// @throws Error kInvalidArgument if a rank that is taken away holds a slot
+  [[nodiscard]] ExpertMap with_ep_size(int ep_size) const;
 
   [[nodiscard]] int num_experts() const noexcept { return num_experts_; }
   [[nodiscard]] int num_physical() const noexcept {
@@ -52,6 +63,12 @@ class ExpertMap {
   /// Slot of physical expert p on its owner.
   [[nodiscard]] int slot(int physical) const;
   [[nodiscard]] int logical(int physical) const;
+  /// Logical expert of each physical one, [P].
+  [[nodiscard]] std::span<const int32_t> physical_to_logical() const noexcept {
+    return physical_to_logical_;
+  }
+  /// Whether some expert has more than one copy.
+  [[nodiscard]] bool has_replicas() const noexcept { return num_physical() > num_experts_; }
   /// Physical experts that hold a copy of `expert`, ascending; never empty.
   [[nodiscard]] std::span<const int32_t> replicas(int expert) const;
   /// The lowest rank that computes `expert` when each rank sees all tokens: exactly one rank must
@@ -71,6 +88,10 @@ class ExpertMap {
   friend bool operator==(const ExpertMap&, const ExpertMap&) = default;
 
  private:
+  /// Checks the assignment, then derives the tables; `physical_of[rank]` are the physical experts
+  /// of a rank's slots.
+  static ExpertMap build(int num_experts, std::vector<int32_t> physical_to_logical,
+                         const std::vector<std::vector<int32_t>>& physical_of, Placement placement);
   [[nodiscard]] size_t physical_index(int physical) const;
 
   int num_experts_ = 0;

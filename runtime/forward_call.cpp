@@ -84,12 +84,19 @@ void ForwardCall::route(const MoeInput& input) {
 
 ExchangedTokens ForwardCall::dispatch(const MoeInput& input) {
   const Routing& routing = workspace_.routing_;
+  std::span<const int32_t> ids = routing.topk_ids;
+  if (!operands_.replicas.empty() && !input.physical_ids) {
+    workspace_.physical_ids_.resize(ids.size());
+    operands_.replicas.choose(ids, weights_.spec.routing.num_slots(), weights_.parallel.dp_rank(),
+                              workspace_.physical_ids_);
+    ids = workspace_.physical_ids_;
+  }
   if (exchange_ == nullptr) {
     return {static_cast<int64_t>(input.hidden_states.size()) / weights_.spec.hidden_size, 0,
-            input.hidden_states, routing.topk_ids, routing.topk_weights};
+            input.hidden_states, ids, routing.topk_weights};
   }
   const ExchangedTokens tokens =
-      exchange_->dispatch(input.hidden_states, routing.topk_ids, routing.topk_weights);
+      exchange_->dispatch(input.hidden_states, ids, routing.topk_weights);
   const int64_t most = workspace_.max_num_tokens_ * weights_.parallel.dp_size;
   GANTRY_CHECK(tokens.num_tokens <= most, ErrorCode::kInvalidArgument,
                "layer {}: the ranks hold {} tokens, the workspace was made for {}",
@@ -103,9 +110,13 @@ void ForwardCall::run_experts(const MoeInput& input, const ExchangedTokens& toke
   const int64_t he = spec.expert_hidden_size;
   TokenPermutation& permutation = workspace_.permutation_;
   permute_tokens(tokens.topk_ids, tokens.num_tokens, spec.routing.num_slots(),
-                 input.physical_ids ? operands_.physical_to_slot : operands_.logical_to_slot,
+                 uses_physical_ids(input) ? operands_.physical_to_slot : operands_.logical_to_slot,
                  weights_.num_slots, permutation);
-  count_tokens(tokens, input.physical_ids);
+  count_tokens(tokens, uses_physical_ids(input));
+  for (size_t slot = 0; slot < workspace_.tokens_per_slot_.size(); ++slot) {
+    workspace_.tokens_per_slot_[slot] +=
+        permutation.expert_offsets[slot + 1] - permutation.expert_offsets[slot];
+  }
 
   std::span<const float> x = tokens.hidden_states;
   std::span<float> expert_sum = sum;

@@ -28,6 +28,10 @@ class ForwardCall {
   void add_shared_experts(const MoeInput& input, std::span<float> own);
   void combine(std::span<float> partial, std::span<float> out);
   void count_tokens(const ExchangedTokens& tokens, bool physical_ids);
+  /// Whether ranks exchange physical ids: those of the engine, or of the copies chosen here.
+  [[nodiscard]] bool uses_physical_ids(const MoeInput& input) const {
+    return input.physical_ids || !operands_.replicas.empty();
+  }
 
   const LayerOperands& operands_;
   const MoeLayerWeights& weights_;

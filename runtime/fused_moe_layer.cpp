@@ -52,7 +52,7 @@ void check_belongs(const MoeLayerWeights& weights, const ExpertMap& experts) {
 
 FusedMoeLayer::FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMoeOptions options,
                              Communicator* world)
-    : experts_(std::move(experts)), options_(std::move(options)) {
+    : options_(std::move(options)) {
   const ParallelConfig& parallel = weights.parallel;
   validate(parallel);
   const int world_size = world == nullptr ? 1 : world->size();
@@ -60,12 +60,13 @@ FusedMoeLayer::FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMo
                "layer {}: {} ranks expected by tp {} x ep {}, the communicator has {}",
                weights.spec.layer, parallel.world_size(), parallel.tp_size, parallel.ep_size,
                world_size);
-  check_belongs(weights, experts_);
+  check_belongs(weights, experts);
   if (world_size > 1) {
     exchange_ = std::make_unique<TokenExchange>(parallel, *world, weights.spec.hidden_size,
                                                 weights.spec.routing.num_slots());
   }
-  operands_ = std::make_shared<const LayerOperands>(std::move(weights), experts_, options_);
+  operands_ =
+      std::make_shared<const LayerOperands>(std::move(weights), std::move(experts), options_);
 }
 
 FusedMoeLayer::~FusedMoeLayer() = default;
@@ -80,6 +81,8 @@ std::shared_ptr<const MoeLayerWeights> FusedMoeLayer::weights() const {
   const MoeLayerWeights* weights = &held->weights;
   return {std::move(held), weights};
 }
+
+ExpertMap FusedMoeLayer::experts() const { return operands()->experts; }
 
 std::string FusedMoeLayer::kernel_name() const {
   const auto held = operands();
@@ -103,14 +106,17 @@ void FusedMoeLayer::replace_weights(MoeLayerWeights weights) {
           weights.parallel == before.parallel,
       ErrorCode::kInvalidArgument,
       "layer {}: the new weights have another shape or split than those in use", before.spec.layer);
-  check_belongs(weights, experts_);
-  auto staged = std::make_shared<const LayerOperands>(std::move(weights), experts_, options_);
+  check_belongs(weights, old->experts);
+  auto staged = std::make_shared<const LayerOperands>(std::move(weights), old->experts, options_);
   const std::scoped_lock lock(mutex_);
+  GANTRY_CHECK(!moving_ && operands_->experts == staged->experts, ErrorCode::kInvalidArgument,
+               "layer {}: weights cannot be replaced while its experts move between ranks",
+               staged->weights.spec.layer);
   operands_ = std::move(staged);
 }
 
 // Sizes are those of a call of max_num_tokens tokens on every rank.
-Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens) const {
+Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slots) const {
   GANTRY_CHECK(max_num_tokens > 0, ErrorCode::kInvalidArgument,
                "max_num_tokens: expected at least 1, found {}", max_num_tokens);
   const auto held = operands();
@@ -128,10 +134,14 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens) const {
   workspace.routing_.identity_weights.reserve(tokens);
   workspace.gate_.reserve(tokens);
   workspace.topk_.reserve(spec.routing);
-  workspace.permutation_.reserve(pairs, weights.num_slots);
+  workspace.num_slots_ = std::max(weights.num_slots, max_slots);
+  workspace.permutation_.reserve(pairs, workspace.num_slots_);
+  workspace.tokens_per_slot_.reserve(static_cast<size_t>(workspace.num_slots_));
+  workspace.physical_ids_.reserve(choices);
   workspace.tokens_per_expert_.assign(static_cast<size_t>(spec.num_experts), 0);
 
   FusedExpertsScratchSize size = fused_experts_scratch(held->routed, held->routed_kernels, pairs);
+  size.num_slots = workspace.num_slots_;
   size.amax_values = amax_scratch_values(held->intermediate_quantizer, pairs);
   if (held->shared.num_slots > 0) {
     size.cover(fused_experts_scratch(held->shared, held->shared_kernels, max_num_tokens));
@@ -159,6 +169,7 @@ int64_t Workspace::bytes() const noexcept {
                        routing_.topk_weights.capacity() + routing_.identity_weights.capacity() +
                        gate_.capacity() + permutation_.row_token.capacity() +
                        permutation_.row_choice.capacity() + permutation_.expert_offsets.capacity() +
+                       physical_ids_.capacity() + 2 * tokens_per_slot_.capacity() +
                        2 * tokens_per_expert_.capacity() + router_input_.size() +
                        expert_input_.size() + latent_sum_.size() + partial_.size();
   return static_cast<int64_t>(words * 4 + experts_.bytes());
@@ -178,7 +189,12 @@ void FusedMoeLayer::forward(const MoeInput& input, Workspace& workspace,
                "layer {}: the workspace was made for {} tokens and {} experts, expected {} experts",
                spec.layer, workspace.max_num_tokens_, workspace.tokens_per_expert_.size(),
                spec.num_experts);
+  GANTRY_CHECK(workspace.num_slots_ >= held->weights.num_slots, ErrorCode::kInvalidArgument,
+               "layer {}: the workspace was made for {} expert slots, this rank holds {}: make a "
+               "new one after a rebalance",
+               spec.layer, workspace.num_slots_, held->weights.num_slots);
   workspace.times_ = {};
+  workspace.tokens_per_slot_.assign(static_cast<size_t>(held->weights.num_slots), 0);
   ForwardCall call(*held, options_, exchange_.get(), workspace);
   // With token groups the ranks may hold different numbers of tokens: one chunk, so that all make
   // the same number of collective calls.

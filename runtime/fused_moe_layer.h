@@ -19,6 +19,7 @@
 namespace gantry GANTRY_API {
 
 struct LayerOperands;
+class StagedRebalance;
 
 struct FusedMoeOptions {
   /// kScheme: the inputs of the routed experts are quantized as the checkpoint declares; a layer
@@ -32,6 +33,9 @@ struct FusedMoeOptions {
   Threads threads;
   /// Leaves the shared experts to the caller (who overlaps them with something else, say).
   bool skip_shared_experts = false;
+  /// Spreads the tokens of an expert over its copies (see ReplicaTable); else only the first copy
+  /// computes. Copies hold equal bytes, so either way each expert's output is the same.
+  bool spread_replicas = true;
 };
 
 /// A batch of tokens, with as much of its routing as the caller has.
@@ -76,7 +80,8 @@ class FusedMoeLayer {
 
   /// Allocates everything that forward calls of up to `max_num_tokens` tokens a rank need; longer
   /// batches run in chunks (but not with dp_size > 1, where ranks may hold different numbers).
-  [[nodiscard]] Workspace make_workspace(int64_t max_num_tokens) const;
+  /// @param max_slots the most slots that this rank will hold after a rebalance; 0: those it has
+  [[nodiscard]] Workspace make_workspace(int64_t max_num_tokens, int64_t max_slots = 0) const;
 
   /// Runs one batch. Allocates nothing (single rank, not with custom routing).
   /// @param out [T, H] f32, written; must not overlap the input
@@ -86,24 +91,28 @@ class FusedMoeLayer {
   /// Swaps in newly loaded weights of the same shape. Calls that are running end with the old ones,
   /// which are released with the last of them; calls that start afterwards see the new ones.
   /// @throws Error kInvalidArgument if the new weights have another shape or split; then the old
-  ///         ones stay
+  ///         ones stay. Also while a rebalance is under way (see StagedRebalance).
   void replace_weights(MoeLayerWeights weights);
 
   /// The weights in use. They stay valid as long as the pointer is held.
   [[nodiscard]] std::shared_ptr<const MoeLayerWeights> weights() const;
+  /// Which rank holds which expert, in which slot, now.
+  [[nodiscard]] ExpertMap experts() const;
   /// The kernels that run the routed experts, for people.
   [[nodiscard]] std::string kernel_name() const;
   /// How the routed experts' inputs are multiplied: f32, bf16 or int8.
   [[nodiscard]] ActivationDType row_type() const;
 
  private:
+  friend class StagedRebalance;  // stages operands, then swaps them in
+
   [[nodiscard]] std::shared_ptr<const LayerOperands> operands() const;
 
-  ExpertMap experts_;
   FusedMoeOptions options_;
   std::unique_ptr<TokenExchange> exchange_;  // with several ranks
-  mutable std::mutex mutex_;                 // of operands_
+  mutable std::mutex mutex_;                 // of operands_ and moving_
   std::shared_ptr<const LayerOperands> operands_;
+  bool moving_ = false;  // a rebalance is staged: nothing else may swap operands_
 };
 
 }  // namespace gantry

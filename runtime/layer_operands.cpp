@@ -82,9 +82,8 @@ RowQuantizer make_quantizer(const MoeLayerWeights& weights, const RowFormat& for
 
 }  // namespace
 
-LayerOperands::LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts,
-                             const FusedMoeOptions& options)
-    : weights(std::move(loaded)) {
+LayerOperands::LayerOperands(MoeLayerWeights loaded, ExpertMap map, const FusedMoeOptions& options)
+    : weights(std::move(loaded)), experts(std::move(map)) {
   const MoeLayerSpec& spec = weights.spec;
   const int ep_rank = weights.parallel.ep_rank();
   routed = weights.layout.experts(weights.slots.data(), weights.num_slots);
@@ -131,6 +130,11 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts,
   for (int p = 0; p < experts.num_physical(); ++p) {
     physical_to_slot.push_back(experts.owner(p) == ep_rank ? experts.slot(p) : -1);
     physical_to_logical.push_back(experts.logical(p));
+  }
+  if (options.spread_replicas && experts.has_replicas()) {
+    replicas = ReplicaTable(experts);
+    log(LogLevel::kDebug, "layer {}: tokens are spread over {} copies of {} experts", spec.layer,
+        experts.num_physical(), experts.num_experts());
   }
   const auto logical = experts.slot_to_logical(ep_rank);
   slot_order.resize(logical.size());

@@ -6,6 +6,7 @@
 #include "kernels/fused_moe/fused_experts.h"
 #include "loader/layer_weights.h"
 #include "parallel/expert_map.h"
+#include "parallel/replica_table.h"
 #include "runtime/fused_moe_layer.h"
 
 namespace gantry {
@@ -20,12 +21,13 @@ struct DenseOperand {
 /// Weights and everything that follows from them: made when weights arrive, then only read, so that
 /// one swap of a pointer replaces all of it. Internal.
 struct LayerOperands {
-  LayerOperands(MoeLayerWeights loaded, const ExpertMap& experts, const FusedMoeOptions& options);
+  LayerOperands(MoeLayerWeights loaded, ExpertMap map, const FusedMoeOptions& options);
   LayerOperands(const LayerOperands&) = delete;
   LayerOperands& operator=(const LayerOperands&) = delete;
   ~LayerOperands() = default;
 
   MoeLayerWeights weights;
+  ExpertMap experts;
   PackedExperts routed;
   PackedExperts shared;  // one slot; none where num_slots is 0
   DenseOperand router;
@@ -41,6 +43,7 @@ struct LayerOperands {
   std::vector<int32_t> physical_to_slot;     // [P] slots of this rank, or -1
   std::vector<int32_t> physical_to_logical;  // [P]
   std::vector<int32_t> slot_order;           // [L] ascending logical expert
+  ReplicaTable replicas;                     // empty: replica 0 computes all tokens
 };
 
 }  // namespace gantry

@@ -51,17 +51,24 @@ class Workspace {
   [[nodiscard]] std::span<const int64_t> tokens_per_expert() const noexcept {
     return tokens_per_expert_;
   }
+  /// Tokens that each slot of this rank computed in the last call. [L]
+  [[nodiscard]] std::span<const int64_t> tokens_per_slot() const noexcept {
+    return tokens_per_slot_;
+  }
 
  private:
   friend class FusedMoeLayer;
   friend class ForwardCall;
 
   int64_t max_num_tokens_ = 0;
+  int64_t num_slots_ = 0;  // the most that a rank may hold
   Routing routing_;
   TopkScratch topk_;
   TokenPermutation permutation_;
   FusedExpertsScratch experts_;
   std::vector<int64_t> tokens_per_expert_;  // [E]
+  std::vector<int64_t> tokens_per_slot_;    // [L]
+  std::vector<int32_t> physical_ids_;       // [T, K], where tokens are spread over copies
   std::vector<float> gate_;                 // [T] sigmoid of the shared experts' gate
   Buffer<float> router_input_;              // [T, H], where the router normalises its input
   Buffer<float> expert_input_;              // [T', He] latent projection of the tokens

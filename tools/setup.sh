@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache python3 git pkg-config
           libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev
-          libgtest-dev libgmock-dev libbenchmark-dev
+          libgtest-dev libgmock-dev libbenchmark-dev libxxhash-dev
           libhwloc-dev libopenmpi-dev openmpi-bin)
 for group in "$@"; do
   case "$group" in

@@ -224,5 +224,37 @@ TEST(ExpertMapDescribeTest, WritesRangesStepsAndEmptyRanks) {
   EXPECT_EQ(ExpertMap::with_redundancy(3, {0, 1, 2, 0}, 1, kLinear).describe(), "rank 0: 0-2, 0");
 }
 
+TEST(ExpertMapTest, TakesAnySlotsOfAnyRank) {
+  const ExpertMap map = ExpertMap::from_slots(3, {{}, {2, 0, 2}, {1}});
+  EXPECT_EQ(map.ep_size(), 3);
+  EXPECT_EQ(map.num_slots(0), 0);
+  EXPECT_EQ(to_ids(map.slot_to_logical(1)), (Ids{2, 0, 2}));
+  EXPECT_EQ(to_ids(map.physical_to_logical()), (Ids{2, 0, 2, 1}));
+  EXPECT_EQ(map.owner(3), 2);
+  EXPECT_EQ(map.slot(2), 2);
+  EXPECT_EQ(to_ids(map.replicas(2)), (Ids{0, 2}));
+  EXPECT_EQ(map.physical_to_contiguous(), (Ids{0, 1, 2, 3}));
+  EXPECT_EQ(map.computed_slots(1), (Ids{1, -1, 0}));
+}
+
+TEST(ExpertMapTest, GainsAndLosesRanksWithoutSlots) {
+  const ExpertMap two = ExpertMap::create(4, 2, kLinear);
+  const ExpertMap four = two.with_ep_size(4);
+  EXPECT_EQ(four.num_slots(1), 2);
+  EXPECT_EQ(four.num_slots(3), 0);
+  EXPECT_EQ(four.with_ep_size(2), two);
+  expect_error([&] { static_cast<void>(two.with_ep_size(1)); }, ErrorCode::kInvalidArgument,
+               {"rank 1", "2 expert(s)"});
+}
+
+TEST(ExpertMapTest, RefusesSlotsThatLackAnExpert) {
+  expect_error(
+      [] {
+        ExpertMap::from_slots(3, {{0}, {2}});
+      },
+      ErrorCode::kInvalidArgument, {"logical expert 1 has no copy"});
+  expect_error([] { ExpertMap::from_slots(2, {}); }, ErrorCode::kInvalidArgument, {"1 rank"});
+}
+
 }  // namespace
 }  // namespace gantry::test
