@@ -194,6 +194,46 @@ class CommandTest(unittest.TestCase):
         self.assertEqual(code, FINDING)
         self.assertIn(name, out)
 
+    def diff(self, *arguments):
+        code, out, err = run("diff", *arguments, "--no-progress", "--json")
+        events = [json.loads(line) for line in out.splitlines()]
+        return code, [e for e in events if e["event"] == "matrix"], events, out + err
+
+    def test_diff_finds_a_quantized_checkpoint_near_its_source(self):
+        source, quantized = GOLDEN / "sources" / "mixtral", GOLDEN / "quant" / "modelopt-nvfp4-mixtral"
+        svg = self.dir / "map.svg"
+        code, matrices, events, text = self.diff(source, quantized, "--svg", svg, "--tokens", "5")
+        self.assertEqual(code, OK, text)
+        self.assertEqual(len(matrices), 12)
+        for matrix in matrices:
+            self.assertTrue(0.09 < matrix["rel"] < 0.1 and 20 < matrix["snr_db"] < 21, matrix)
+        output = next(e for e in events if e["event"] == "output")
+        self.assertEqual(output["tokens"], 5)
+        self.assertEqual(svg.read_text().count("<title>"), 12)
+        self.assertEqual(self.diff(source, quantized, "--min-snr", "20")[0], OK)
+        self.assertEqual(self.diff(source, quantized, "--min-snr", "21")[0], FINDING)
+        self.assertEqual(self.diff(source, quantized, "--max-rel", "0.09")[0], FINDING)
+        self.assertEqual(self.diff(source, quantized, "--max-output-rel", "0.01")[0], FINDING)
+        self.assertEqual(self.diff(quantized, GOLDEN / "sources" / "qwen3_moe")[0], FINDING)
+        self.assertEqual(self.diff(source, quantized, "--max-rel", "-1")[0], USAGE)
+
+    def test_diff_names_experts_that_were_exchanged(self):
+        directory = self.copy_golden("modelopt-nvfp4-mixtral", "quant")
+        tensors = read_file(directory / "model.safetensors")
+        for name in [n for n in tensors if ".experts.0." in n]:
+            other = name.replace(".experts.0.", ".experts.3.")
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+        write_file(directory / "model.safetensors", tensors)
+        source = GOLDEN / "sources" / "mixtral"
+        code, matrices, events, text = self.diff(source, directory, "--tokens", "0")
+        self.assertEqual(code, FINDING, text)
+        self.assertEqual({m["expert"] for m in matrices if not m["ok"]}, {0, 3})
+        self.assertEqual(len([m for m in matrices if not m["ok"]]), 6)
+        code, out, _ = run("diff", source, directory, "--tokens", "0")
+        self.assertEqual(code, FINDING)
+        self.assertIn("expert 0 of B (w1): matches expert 3 of A", out)
+        self.assertIn("expert 3 of B (w2): matches expert 0 of A", out)
+
     def test_names_only_needs_no_weights(self):
         for directory in filter(pathlib.Path.is_dir, (GOLDEN / "indexes").iterdir()):
             code, out, err = run("verify", directory, "--names-only", "--json")
