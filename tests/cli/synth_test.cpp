@@ -203,7 +203,7 @@ INSTANTIATE_TEST_SUITE_P(Cuts, SynthTest,
                                           kSomeFormats),
                          case_name);
 INSTANTIATE_TEST_SUITE_P(Formats, SynthTest,
-                         testing::Combine(testing::Values(Cut{"qwen3-30b-a3b", 256, 384, 4, true}),
+                         testing::Combine(testing::Values(Cut{"qwen3-30b-a3b", 256, 384, 8, true}),
                                           testing::ValuesIn(format_names())),
                          case_name);
 
