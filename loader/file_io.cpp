@@ -34,7 +34,12 @@ std::filesystem::path directory_of(const std::filesystem::path& path) {
   return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
-/// Makes a rename in `directory` survive a power cut.
+}  // namespace
+
+FileDescriptor::~FileDescriptor() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
 void sync_directory(const std::filesystem::path& directory) {
   const FileDescriptor fd(retry_interrupted(
       [&] { return ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
@@ -45,12 +50,6 @@ void sync_directory(const std::filesystem::path& directory) {
     fail(ErrorCode::kIo, "{}: cannot sync the directory: {}", directory.string(),
          error_text(errno));
   }
-}
-
-}  // namespace
-
-FileDescriptor::~FileDescriptor() {
-  if (fd_ >= 0) ::close(fd_);
 }
 
 OpenedFile open_regular_file(const std::filesystem::path& path) {

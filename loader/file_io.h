@@ -47,6 +47,10 @@ OpenedFile open_regular_file(const std::filesystem::path& path);
 void read_exactly(int fd, const std::filesystem::path& path, int64_t offset, void* destination,
                   int64_t size);
 
+/// Makes what was created, renamed or removed in `directory` survive a power cut.
+/// @throws Error kIo naming the path
+void sync_directory(const std::filesystem::path& directory);
+
 /// A file that appears under its name only when it is whole.
 ///
 /// Bytes go to `.<name>.tmp.<pid>.<n>` beside it. `commit` makes them durable and renames; without
