@@ -15,9 +15,7 @@
 #include "loader/tensor_geometry.h"
 
 namespace gantry {
-namespace {
 
-// Where gate and up share a tensor, a block of scales must not reach from one into the other.
 void check_no_shared_blocks(const QuantScheme& scheme, const TensorSource& source,
                             const FamilySpec& family, const MatrixSize& size) {
   const TensorPattern& pattern = family.tensors[static_cast<size_t>(source.ref.pattern)];
@@ -27,7 +25,6 @@ void check_no_shared_blocks(const QuantScheme& scheme, const TensorSource& sourc
                source.name, scheme.block_rows, size.out);
 }
 
-// A multiplier of the projection's input is one of the matrix' columns.
 void fold_input_scale(const EncodedMatrix& matrix, std::vector<float>& decoded) {
   const EncodedTensor* scale = matrix.find("pre_quant_scale");
   if (scale == nullptr) return;
@@ -36,6 +33,8 @@ void fold_input_scale(const EncodedMatrix& matrix, std::vector<float>& decoded) 
   for (size_t i = 0; i < decoded.size(); ++i)
     decoded[i] *= values[i % values.size()];
 }
+
+namespace {
 
 void add_finding(FindingKind kind, const std::string& message, const TensorSource& source,
                  const EncodedJob& job, const Checkpoint& checkpoint, LoadReport& report,

@@ -31,6 +31,15 @@ struct EncodedJob {
   std::vector<Destination> destinations;
 };
 
+/// Where gate and up share a tensor, a block of scales must not reach from one into the other.
+/// @throws Error kUnsupported naming the tensor
+void check_no_shared_blocks(const QuantScheme& scheme, const TensorSource& source,
+                            const FamilySpec& family, const MatrixSize& size);
+
+/// A multiplier of the projection's input (pre_quant_scale) is one of the matrix' columns.
+/// @throws Error kFormat if it has another shape than [in]
+void fold_input_scale(const EncodedMatrix& matrix, std::vector<float>& decoded);
+
 /// Reads into `scratch`, decodes and packs. What is wrong with the tensors becomes a finding.
 /// @return bytes read
 int64_t run_encoded_job(const Checkpoint& checkpoint, const MoeModelConfig& config,
