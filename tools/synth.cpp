@@ -5,7 +5,7 @@
 
 #include "kernels/base/check.h"
 #include "tools/commands.h"
-#include "tools/synth_formats.h"
+#include "tools/export_formats.h"
 #include "tools/synth_plan.h"
 #include "tools/synth_shapes.h"
 
@@ -75,7 +75,7 @@ void add_synth_command(CLI::App& app, std::function<int()>& chosen) {
   command
       ->add_option(
           "--format", options->format,
-          fmt::format("how the experts are written: {}", fmt::join(synth_format_names(), ", ")))
+          fmt::format("how the experts are written: {}", fmt::join(export_format_names(), ", ")))
       ->capture_default_str();
   command->add_option("--experts", options->experts, "experts a layer (0: the model's own)")
       ->check(CLI::Range(0, 65536))

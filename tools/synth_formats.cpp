@@ -1,36 +1,20 @@
 #include "tools/synth_formats.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/base/check.h"
 #include "kernels/quant/element_formats.h"
-#include "tools/synth_quant_config.h"
 
-// One function a way of writing. Codes are as large as a quantizer would make them, which divides
-// by the largest magnitude that a scale covers; scales are what is left of 1/sqrt(in).
+// Codes are as large as a quantizer would make them, which divides by the largest magnitude that a
+// scale covers; scales are what is left of 1/sqrt(in).
 
 namespace gantry::cli {
 namespace {
 
-constexpr int64_t kBlock = 128;
 constexpr double kLargestE4M3 = 448.0;
 constexpr double kLargestE2M1 = 6.0;
-
-using Tensors = std::vector<MatrixTensor>;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-double weight_deviation(const MatrixSize& size) {
-  return 1.0 / std::sqrt(static_cast<double>(size.in));
-}
-
-MatrixTensor tensor(std::string suffix, DType dtype, std::vector<int64_t> shape, Content content) {
-  return {std::move(suffix), dtype, std::move(shape),
-          std::make_shared<const Content>(std::move(content))};
-}
 
 template <typename T>
 Content given(const std::vector<T>& values) {
@@ -40,195 +24,146 @@ Content given(const std::vector<T>& values) {
 }
 
 float int8_value(uint8_t code) { return static_cast<float>(static_cast<int8_t>(code)); }
+float offset_int8_value(uint8_t code) { return static_cast<float>(code) - 128.0F; }
 // Packed as code + 8, the middle of an asymmetric range too.
 float int4_value(uint8_t code) { return static_cast<float>(code) - 8.0F; }
 
-Codes int4_codes(int64_t group) { return nibble_codes(int4_value, 7.5 / typical_largest(group)); }
-
-// DeepSeek: weight_scale_inv multiplies, all the same.
-Tensors fp8_block(const MatrixSize& size, int64_t /*group*/) {
-  Codes codes = byte_codes(e4m3_to_f32, kLargestE4M3 / typical_largest(kBlock * kBlock));
-  const double scale = weight_deviation(size) / codes.rms;
-  return {
-      tensor("weight", DType::kF8E4M3, {size.out, size.in}, std::move(codes.content)),
-      tensor("weight_scale_inv", DType::kF32,
-             {ceil_div(size.out, kBlock), ceil_div(size.in, kBlock)}, scales(DType::kF32, scale))};
+// Weights that share a scale.
+int64_t covered(const WeightQuantization& quantization, const MatrixSize& size) {
+  return (quantization.group > 0 ? quantization.group : size.in) *
+         (quantization.rows > 0 ? quantization.rows : size.out);
 }
 
-Tensors per_channel(const MatrixSize& size, DType dtype, Codes codes) {
-  const double scale = weight_deviation(size) / codes.rms;
-  return {tensor("weight", dtype, {size.out, size.in}, std::move(codes.content)),
-          tensor("weight_scale", DType::kBF16, {size.out, 1}, scales(DType::kBF16, scale))};
+// Exponents of MX scales for this deviation. FP4: the power of two that leaves codes a deviation of
+// 1.75 to 3.5, as in real groups of 32: their largest is between 4 and 8 before it saturates at 6
+// (OCP MX 1.0). The largest codes are used, and saturation takes less than a tenth off the weights'
+// deviation. FP8: the largest stay below 448.
+constexpr double kExponentSpread = 1.25;  // see e8m0_scales
+
+int scale_exponent(const WeightQuantization& quantization, const MatrixSize& size,
+                   double deviation) {
+  const double wanted = quantization.element == WeightElement::kE2M1
+                            ? 1.75
+                            : kLargestE4M3 / 2.0 / typical_largest(covered(quantization, size));
+  return static_cast<int>(std::floor(std::log2(deviation / kExponentSpread / wanted)));
 }
 
-Tensors fp8_channel(const MatrixSize& size, int64_t /*group*/) {
-  return per_channel(size, DType::kF8E4M3,
-                     byte_codes(e4m3_to_f32, kLargestE4M3 / typical_largest(size.in)));
+Codes make_codes(const MatrixExport& format, const MatrixSize& size, double deviation) {
+  const WeightQuantization& quantization = format.quantization;
+  const double largest = typical_largest(covered(quantization, size));
+  if (quantization.scale == ScaleType::kE8M0) {
+    const double spread =
+        std::ldexp(deviation / kExponentSpread, -scale_exponent(quantization, size, deviation));
+    return quantization.element == WeightElement::kE2M1 ? nibble_codes(e2m1_to_f32, spread)
+                                                        : byte_codes(e4m3_to_f32, spread);
+  }
+  switch (quantization.element) {
+    case WeightElement::kE4M3:
+      return byte_codes(e4m3_to_f32, kLargestE4M3 / largest);
+    case WeightElement::kE2M1:
+      return nibble_codes(e2m1_to_f32, kLargestE2M1 / largest);
+    case WeightElement::kInt8: {
+      const bool is_signed = format.find(ExportRole::kCodes)->layout == ExportLayout::kBytes;
+      return byte_codes(is_signed ? int8_value : offset_int8_value, 127.0 / largest);
+    }
+    default:
+      return nibble_codes(int4_value, 7.5 / largest);
+  }
 }
 
-Tensors int8_channel(const MatrixSize& size, int64_t /*group*/) {
-  return per_channel(size, DType::kI8, byte_codes(int8_value, 127.0 / typical_largest(size.in)));
+// Zero points of the middle, or one more or less; GPTQ's first format stores one less.
+Content zeros(const MatrixExport& format, const ExportTensor& tensor) {
+  const int bits = bits_of(format.quantization.element);
+  const int less = tensor.layout == ExportLayout::kZeroRows ? 1 : 0;
+  const auto middle = static_cast<uint8_t>((1 << (bits - 1)) - less);
+  if (format.quantization.zero_points) return nibbles_around(middle);
+  const auto byte = bits == 4 ? static_cast<uint8_t>(middle << 4 | middle) : middle;
+  return Content::drawn(std::vector<uint8_t>{byte});
 }
 
-Tensors pack_quantized(const MatrixSize& size, int64_t group) {
-  Codes codes = int4_codes(group);
-  const double scale = weight_deviation(size) / codes.rms;
-  return {tensor("weight_packed", DType::kI32, {size.out, size.in / 8}, std::move(codes.content)),
-          tensor("weight_scale", DType::kBF16, {size.out, size.in / group},
-                 scales(DType::kBF16, scale)),
-          tensor("weight_shape", DType::kI64, {2}, given<int64_t>({size.out, size.in}))};
-}
+// Draws what the roles of one matrix' tensors call for.
+class MatrixContents {
+ public:
+  MatrixContents(const MatrixExport& format, const MatrixSize& size)
+      : format_(format),
+        size_(size),
+        deviation_(1.0 / std::sqrt(static_cast<double>(size.in))),
+        codes_(make_codes(format, size, deviation_)) {}
 
-// Of asymmetric integers: a zero point is another number than the codes, so variances add.
-double asymmetric_scale(const MatrixSize& size, const Codes& codes) {
-  constexpr double kZeroVariance = 0.5;
-  return weight_deviation(size) / std::sqrt(codes.rms * codes.rms + kZeroVariance);
-}
+  Content of(const ExportTensor& tensor) {
+    constexpr double kLargestInput = 5.0;
+    const WeightQuantization& quantization = format_.quantization;
+    switch (tensor.role) {
+      case ExportRole::kCodes:
+        return std::move(codes_.content);
+      case ExportRole::kScales:
+        return scales_of(tensor);
+      case ExportRole::kZeros:
+        return zeros(format_, tensor);
+      case ExportRole::kSecondScale:
+        return given<float>({second_scale(quantization, largest())});
+      case ExportRole::kGroupIndex: {
+        std::vector<int32_t> groups(static_cast<size_t>(size_.in));
+        for (size_t i = 0; i < groups.size(); ++i)
+          groups[i] = static_cast<int32_t>(static_cast<int64_t>(i) / quantization.group);
+        return given(groups);
+      }
+      default: {
+        const QuantizedWeights none{.quantization = quantization, .out = size_.out, .in = size_.in};
+        return Content::given(
+            export_bytes(format_, tensor, none, static_cast<float>(kLargestInput)));
+      }
+    }
+  }
 
-Tensors awq(const MatrixSize& size, int64_t group) {
-  Codes codes = int4_codes(group);
-  const double scale = asymmetric_scale(size, codes);
-  const int64_t groups = size.in / group;
-  return {tensor("qweight", DType::kI32, {size.in, size.out / 8}, std::move(codes.content)),
-          tensor("qzeros", DType::kI32, {groups, size.out / 8}, nibbles_around(8)),
-          tensor("scales", DType::kBF16, {groups, size.out}, scales(DType::kBF16, scale))};
-}
+ private:
+  // Gate and up share what follows from it, as ModelOpt has it, and so does here every matrix of a
+  // size.
+  [[nodiscard]] float largest() const {
+    return static_cast<float>(deviation_ * typical_largest(size_.out * size_.in));
+  }
 
-// The first GPTQ format stores zero points less one.
-Tensors gptq(const MatrixSize& size, int64_t group) {
-  Codes codes = int4_codes(group);
-  const double scale = asymmetric_scale(size, codes);
-  const int64_t groups = size.in / group;
-  std::vector<int32_t> g_idx(static_cast<size_t>(size.in));
-  for (size_t i = 0; i < g_idx.size(); ++i)
-    g_idx[i] = static_cast<int32_t>(static_cast<int64_t>(i) / group);
-  return {tensor("qweight", DType::kI32, {size.in / 8, size.out}, std::move(codes.content)),
-          tensor("qzeros", DType::kI32, {groups, size.out / 8}, nibbles_around(7)),
-          tensor("scales", DType::kF16, {groups, size.out}, scales(DType::kF16, scale)),
-          tensor("g_idx", DType::kI32, {size.in}, given(g_idx))};
-}
+  [[nodiscard]] Content scales_of(const ExportTensor& tensor) const {
+    const WeightQuantization& quantization = format_.quantization;
+    if (quantization.scale == ScaleType::kE8M0)
+      return e8m0_scales(scale_exponent(quantization, size_, deviation_));
+    double rms = codes_.rms;
+    if (quantization.zero_points) {
+      // A zero point is another number than the codes, so variances add.
+      constexpr double kZeroVariance = 0.5;
+      rms = std::sqrt(rms * rms + kZeroVariance);
+    }
+    double second = 1.0;
+    if (quantization.two_levels()) {
+      second = second_scale(quantization, largest());
+      if (quantization.divides) second = 1.0 / second;
+    }
+    const double scale = deviation_ / (rms * second);
+    if (quantization.group > 0 || quantization.rows > 0) return scales(tensor.dtype, scale);
+    // Of the one that there is nothing is drawn.
+    const QuantizedWeights one{.quantization = quantization,
+                               .out = size_.out,
+                               .in = size_.in,
+                               .scales = {static_cast<float>(scale)}};
+    return Content::given(export_bytes(format_, tensor, one, 0.0F));
+  }
 
-struct Mxfp4 {
-  Codes codes;
-  Content scales;
+  const MatrixExport& format_;
+  MatrixSize size_;
+  double deviation_;
+  Codes codes_;
 };
-
-// The power of two that leaves codes a deviation of 1.75 to 3.5, as in real groups of 32: their
-// largest is between 4 and 8 before it saturates at 6 (OCP MX 1.0). The largest codes are used, and
-// saturation takes less than a tenth off the weights' deviation.
-Mxfp4 mxfp4(const MatrixSize& size) {
-  constexpr double kSpread = 1.25;  // see e8m0_scales
-  const double deviation = weight_deviation(size) / kSpread;
-  const int exponent = static_cast<int>(std::floor(std::log2(deviation / 1.75)));
-  return {nibble_codes(e2m1_to_f32, std::ldexp(deviation, -exponent)), e8m0_scales(exponent)};
-}
-
-Tensors mxfp4_packed(const MatrixSize& size, int64_t group) {
-  Mxfp4 parts = mxfp4(size);
-  return {
-      tensor("weight_packed", DType::kU8, {size.out, size.in / 2}, std::move(parts.codes.content)),
-      tensor("weight_scale", DType::kU8, {size.out, size.in / group}, std::move(parts.scales))};
-}
-
-Tensors mxfp4_blocks(const MatrixSize& size, int64_t group) {
-  Mxfp4 parts = mxfp4(size);
-  return {tensor("blocks", DType::kU8, {size.out, size.in / group, group / 2},
-                 std::move(parts.codes.content)),
-          tensor("scales", DType::kU8, {size.out, size.in / group}, std::move(parts.scales))};
-}
-
-// weight_scale_2 maps the matrix' largest magnitude to the largest that both levels reach. Gate and
-// up share it, as ModelOpt has it, and so does here every matrix of a size.
-Tensors nvfp4(const MatrixSize& size, int64_t group) {
-  Codes codes = nibble_codes(e2m1_to_f32, kLargestE2M1 / typical_largest(group));
-  const double deviation = weight_deviation(size);
-  const double largest = deviation * typical_largest(size.out * size.in);
-  const double scale_2 = largest / (kLargestE4M3 * kLargestE2M1);
-  constexpr double kLargestInput = 5.0;
-  constexpr double kInputScale = kLargestInput / (kLargestE4M3 * kLargestE2M1);
-  return {tensor("weight", DType::kU8, {size.out, size.in / 2}, std::move(codes.content)),
-          tensor("weight_scale", DType::kF8E4M3, {size.out, size.in / group},
-                 scales(DType::kF8E4M3, deviation / (codes.rms * scale_2))),
-          tensor("weight_scale_2", DType::kF32, {}, given<float>({static_cast<float>(scale_2)})),
-          tensor("input_scale", DType::kF32, {}, given<float>({static_cast<float>(kInputScale)}))};
-}
-
-// The first row of a name that the family may have is taken.
-constexpr std::array<SynthFormat, 11> kFormats = {{
-    {.name = "bf16"},
-    {.name = "fp8-block", .tensors = fp8_block, .config = fp8_block_config},
-    {.name = "fp8-channel",
-     .names = ExpertNames::kGateUpDown,
-     .tensors = fp8_channel,
-     .config = fp8_dynamic_config},
-    {.name = "int8",
-     .names = ExpertNames::kGateUpDown,
-     .tensors = int8_channel,
-     .config = w8a8_config},
-    {.name = "int4-g128",
-     .group = 128,
-     .names = ExpertNames::kGateUpDown,
-     .tensors = pack_quantized,
-     .config = w4a16_config},
-    {.name = "int4-g32",
-     .group = 32,
-     .names = ExpertNames::kGateUpDown,
-     .tensors = pack_quantized,
-     .config = w4a16_config},
-    {.name = "awq",
-     .group = 128,
-     .out_multiple = 8,
-     .names = ExpertNames::kGateUpDown,
-     .tensors = awq,
-     .config = awq_config},
-    {.name = "gptq-asym",
-     .group = 128,
-     .out_multiple = 8,
-     .names = ExpertNames::kGateUpDown,
-     .tensors = gptq,
-     .config = gptq_config},
-    {.name = "mxfp4",
-     .family = "gpt_oss",
-     .group = 32,
-     .stacked = true,
-     .tensors = mxfp4_blocks,
-     .config = gpt_oss_mxfp4_config},
-    {.name = "mxfp4",
-     .group = 32,
-     .names = ExpertNames::kGateUpDown,
-     .tensors = mxfp4_packed,
-     .config = mxfp4_config},
-    {.name = "nvfp4", .group = 16, .tensors = nvfp4, .config = nvfp4_config},
-}};
 
 }  // namespace
 
-std::vector<std::string_view> synth_format_names() {
-  std::vector<std::string_view> names;
-  for (const SynthFormat& format : kFormats) {
-    if (std::find(names.begin(), names.end(), format.name) == names.end())
-      names.push_back(format.name);
+std::vector<MatrixTensor> synth_tensors(const ExportFormat& format, const MatrixSize& size) {
+  MatrixContents contents(format.matrix, size);
+  std::vector<MatrixTensor> tensors;
+  for (const ExportTensor& tensor : format.matrix.tensors) {
+    tensors.push_back({tensor.suffix, tensor.dtype, export_shape(format.matrix, tensor, size),
+                       std::make_shared<const Content>(contents.of(tensor))});
   }
-  return names;
-}
-
-const SynthFormat& find_synth_format(std::string_view name, std::string_view family) {
-  const auto* found = std::find_if(kFormats.begin(), kFormats.end(), [&](const SynthFormat& f) {
-    return f.name == name && (f.family.empty() || f.family == family);
-  });
-  GANTRY_CHECK(found != kFormats.end(), ErrorCode::kInvalidArgument,
-               "--format: expected one of {}, found '{}'", fmt::join(synth_format_names(), ", "),
-               name);
-  return *found;
-}
-
-void check_fits(const SynthFormat& format, const MatrixSize& size, std::string_view what) {
-  GANTRY_CHECK(format.group == 0 || size.in % format.group == 0, ErrorCode::kInvalidArgument,
-               "--format {}: {} is [{}, {}]: rows of {} do not divide into groups of {}",
-               format.name, what, size.out, size.in, size.in, format.group);
-  GANTRY_CHECK(size.out % format.out_multiple == 0, ErrorCode::kInvalidArgument,
-               "--format {}: {} is [{}, {}]: {} outputs do not fill words of {}", format.name, what,
-               size.out, size.in, size.out, format.out_multiple);
+  return tensors;
 }
 
 }  // namespace gantry::cli

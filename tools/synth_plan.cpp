@@ -10,7 +10,6 @@
 #include "loader/safetensors_writer.h"
 #include "loader/tensor_geometry.h"
 #include "tools/synth_formats.h"
-#include "tools/synth_quant_config.h"
 
 namespace gantry::cli {
 namespace {
@@ -20,13 +19,13 @@ using SharedContent = std::shared_ptr<const Content>;
 // The tensors of one layer. Matrices of the same size share their tables.
 class LayerPlanner {
  public:
-  LayerPlanner(const MoeLayerSpec& spec, const NameMap& names, const SynthFormat& format)
+  LayerPlanner(const MoeLayerSpec& spec, const NameMap& names, const ExportFormat& format)
       : spec_(spec), names_(names), format_(format) {}
 
   std::vector<SynthTensor> plan(Stacking stacking) {
     for (const TensorRef& ref : expected_tensors(spec_, names_.family(), stacking)) {
-      const bool quantized = format_.tensors != nullptr && is_expert_part(ref.part);
-      const TensorRef spelled = quantized ? respelled(ref) : ref;
+      const bool quantized = format_.quantized() && is_expert_part(ref.part);
+      const TensorRef spelled = quantized ? respelled(format_, names_.family(), ref) : ref;
       if (quantized && ref.kind == TensorKind::kWeight) {
         add_matrix(spelled);
       } else {
@@ -39,20 +38,6 @@ class LayerPlanner {
  private:
   [[nodiscard]] const TensorPattern& pattern_of(const TensorRef& ref) const {
     return names_.family().tensors[static_cast<size_t>(ref.pattern)];
-  }
-
-  // The same tensor under the names that the format's exporter gives to experts.
-  [[nodiscard]] TensorRef respelled(TensorRef ref) const {
-    if (format_.names == ExpertNames::kFamily) return ref;
-    const auto& patterns = names_.family().tensors;
-    for (size_t p = 0; p < patterns.size(); ++p) {
-      if (patterns[p].part == ref.part && patterns[p].stacking == pattern_of(ref).stacking &&
-          patterns[p].name.ends_with("_proj")) {
-        ref.pattern = static_cast<int>(p);
-        break;
-      }
-    }
-    return ref;
   }
 
   void add(const TensorRef& ref, DType dtype, std::vector<int64_t> shape, SharedContent content) {
@@ -69,7 +54,7 @@ class LayerPlanner {
     auto [known, is_new] = matrices_.try_emplace({size.out, size.in});
     if (is_new) {
       check_fits(format_, size, to_string(ref.part));
-      known->second = format_.tensors(size, format_.group);
+      known->second = synth_tensors(format_, size);
     }
     for (const MatrixTensor& tensor : known->second) {
       ref.kind = tensor.suffix == "weight" ? TensorKind::kWeight : TensorKind::kEncoded;
@@ -98,7 +83,7 @@ class LayerPlanner {
 
   const MoeLayerSpec& spec_;
   const NameMap& names_;
-  const SynthFormat& format_;
+  const ExportFormat& format_;
   std::vector<SynthTensor> tensors_;
   std::map<std::pair<int64_t, int64_t>, std::vector<MatrixTensor>> matrices_;  // by size
   std::map<double, SharedContent> plain_;                                      // by deviation
@@ -158,11 +143,11 @@ SynthPlan plan_synth(const SynthShape& shape, const nlohmann::ordered_json& conf
                      std::string_view format_name) {
   SynthPlan plan;
   const MoeModelConfig config = read_moe_config(config_json.dump(), "config.json");
-  const SynthFormat& format = find_synth_format(format_name, config.family->name);
+  const ExportFormat format = find_export_format(format_name, config.family->name);
   const NameMap names(*config.family, std::string(shape.prefix));
   nlohmann::ordered_json written = config_json;
   if (format.config != nullptr) {
-    const auto quantization = format.config(plain_modules(config, names), format.group);
+    const auto quantization = format.config(format, plain_modules(config, names));
     for (const auto& [name, content] : quant_side_files(quantization))
       plan.side_files.emplace_back(name, content.dump(2) + "\n");
     written["quantization_config"] = quantization;
@@ -170,9 +155,9 @@ SynthPlan plan_synth(const SynthShape& shape, const nlohmann::ordered_json& conf
   plan.config_text = written.dump(2) + "\n";
 
   Stacking stacking = Stacking::kPerExpert;
-  if (format.stacked || (format.tensors == nullptr && shape.stacked)) {
+  if (format.stacked || (!format.quantized() && shape.stacked)) {
     stacking = Stacking::kStacked3d;
-  } else if (format.tensors == nullptr) {
+  } else if (!format.quantized()) {
     stacking = usual_stacking(*config.family);
   }
   for (const MoeLayerSpec& spec : config.layers) {

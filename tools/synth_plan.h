@@ -32,7 +32,7 @@ struct SynthPlan {
 };
 
 /// @param config_json the shape's, with the wanted number of layers and experts (`resize`)
-/// @param format      see synth_formats.h
+/// @param format      see export_formats.h
 /// @throws Error kInvalidArgument if there is no such format, or the shape does not fit it
 SynthPlan plan_synth(const SynthShape& shape, const nlohmann::ordered_json& config_json,
                      std::string_view format);

@@ -1,0 +1,124 @@
+#include "kernels/quant/quantize_weights.h"
+
+#include <algorithm>
+
+#include "kernels/base/check.h"
+
+namespace gantry {
+namespace {
+
+void check_sizes(std::span<const float> weights, int64_t out, int64_t in) {
+  GANTRY_CHECK(out > 0 && in > 0 && static_cast<int64_t>(weights.size()) == out * in,
+               ErrorCode::kInvalidArgument, "expected [{}, {}] weights, found {}", out, in,
+               weights.size());
+}
+
+// Ranges of each scale's weights, [row blocks, groups].
+std::vector<WeightRange> scale_ranges(const WeightQuantization& quantization,
+                                      std::span<const float> weights, int64_t out, int64_t in,
+                                      const WeightRowOps& ops) {
+  const int64_t groups = quantization.num_groups(in);
+  const int64_t group = quantization.group > 0 ? quantization.group : in;
+  const int64_t rows = quantization.rows > 0 ? quantization.rows : out;
+  std::vector<WeightRange> ranges(static_cast<size_t>(quantization.num_row_blocks(out) * groups));
+  std::vector<float> low(static_cast<size_t>(groups));
+  std::vector<float> high(static_cast<size_t>(groups));
+  for (int64_t o = 0; o < out; ++o) {
+    ops.ranges({weights.data() + o * in, in, group, low.data(), high.data()});
+    for (int64_t g = 0; g < groups; ++g) {
+      WeightRange& range = ranges[static_cast<size_t>(o / rows * groups + g)];
+      const auto at = static_cast<size_t>(g);
+      range = o % rows == 0
+                  ? WeightRange{low[at], high[at]}
+                  : WeightRange{std::min(range.low, low[at]), std::max(range.high, high[at])};
+    }
+  }
+  return ranges;
+}
+
+void set_codes(QuantizedWeights& quantized, std::span<const float> weights,
+               const WeightRowOps& ops) {
+  const auto& [quantization, out, in, codes, scales, zeros, second] = quantized;
+  const int64_t groups = quantization.num_groups(in);
+  const int64_t rows = quantization.rows > 0 ? quantization.rows : out;
+  quantized.codes.resize(weights.size());
+  std::vector<float> steps(static_cast<size_t>(groups));
+  for (int64_t o = 0; o < out; ++o) {
+    const int64_t first = o / rows * groups;
+    if (o % rows == 0) {
+      for (int64_t g = 0; g < groups; ++g) {
+        steps[static_cast<size_t>(g)] =
+            stored_group_scale(quantization, scales[static_cast<size_t>(first + g)], 0, second)
+                .step;
+      }
+    }
+    ops.codes({quantization.element, weights.data() + o * in, in,
+               quantization.group > 0 ? quantization.group : in, steps.data(),
+               zeros.empty() ? nullptr : zeros.data() + first, quantized.codes.data() + o * in});
+  }
+}
+
+}  // namespace
+
+const WeightRowOps& weight_row_ops(IsaSet available) noexcept {
+  return available.contains(Isa::kAvx512) ? avx512::kWeightRowOps : scalar::kWeightRowOps;
+}
+
+WeightRange weight_range(std::span<const float> weights, IsaSet available) noexcept {
+  WeightRange range;
+  const auto n = static_cast<int64_t>(weights.size());
+  if (n > 0) weight_row_ops(available).ranges({weights.data(), n, n, &range.low, &range.high});
+  return range;
+}
+
+GroupScale QuantizedWeights::scale_of(int64_t o, int64_t i) const noexcept {
+  const int64_t block = quantization.rows > 0 ? o / quantization.rows : 0;
+  const int64_t group = quantization.group > 0 ? i / quantization.group : 0;
+  const auto at = static_cast<size_t>(block * quantization.num_groups(in) + group);
+  return stored_group_scale(quantization, scales[at], zeros.empty() ? uint8_t{0} : zeros[at],
+                            second);
+}
+
+QuantizedWeights quantize_weights(const WeightQuantization& quantization,
+                                  std::span<const float> weights, int64_t out, int64_t in,
+                                  float shared_amax, IsaSet available) {
+  check_sizes(weights, out, in);
+  const WeightRowOps& ops = weight_row_ops(available);
+  QuantizedWeights quantized{.quantization = quantization, .out = out, .in = in};
+  std::vector<WeightRange> ranges = scale_ranges(quantization, weights, out, in, ops);
+  if (quantization.two_levels()) {
+    const float amax = shared_amax > 0.0F ? shared_amax : weight_range(weights, available).amax();
+    quantized.second = second_scale(quantization, amax);
+  } else if (ranges.size() == 1 && quantization.rows == 0 && shared_amax > 0.0F) {
+    ranges[0] = {-shared_amax, shared_amax};
+  }
+  for (const WeightRange& range : ranges) {
+    const GroupScale scale = group_scale(quantization, range, quantized.second);
+    quantized.scales.push_back(scale.stored);
+    if (quantization.is_integer()) quantized.zeros.push_back(scale.zero);
+  }
+  set_codes(quantized, weights, ops);
+  return quantized;
+}
+
+QuantizedWeights quantize_like(const QuantizedWeights& like, std::span<const float> weights,
+                               IsaSet available) {
+  check_sizes(weights, like.out, like.in);
+  QuantizedWeights quantized = like;
+  set_codes(quantized, weights, weight_row_ops(available));
+  return quantized;
+}
+
+std::vector<float> dequantize(const QuantizedWeights& weights) {
+  std::vector<float> values(weights.codes.size());
+  for (int64_t o = 0; o < weights.out; ++o) {
+    for (int64_t i = 0; i < weights.in; ++i) {
+      const auto at = static_cast<size_t>(o * weights.in + i);
+      values[at] =
+          weight_value(weights.quantization.element, weights.codes[at], weights.scale_of(o, i));
+    }
+  }
+  return values;
+}
+
+}  // namespace gantry
