@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <condition_variable>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -250,6 +251,7 @@ int RankSession::finish(int exit_code) {
 
 int RankSession::fail(const std::exception_ptr& error) {
   if (!mpi_) std::rethrow_exception(error);
+  std::signal(SIGTERM, SIG_DFL);  // the cause is told here; being ended with the others is no news
   const CommandFailure failure = describe_failure(error);
   log(LogLevel::kError, "{}", failure.text);
   if (world_) world_->abort(failure.text.c_str(), failure.code);
