@@ -221,6 +221,7 @@ class MpiCommunicator final : public Communicator {
     auto last_progress = Clock::now();
     int idle_polls = 0;
     for (;;) {
+      beat();
       bool progress = false;
       {
         const std::scoped_lock lock(mutex_);

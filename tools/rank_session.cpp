@@ -6,11 +6,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -18,43 +16,14 @@
 #include "kernels/base/log_format.h"
 #include "loader/checkpoint_fingerprint.h"
 #include "tools/current_work.h"
+#include "tools/watchdog.h"
 
 namespace gantry::cli {
 namespace {
 
 // After an abort: time for every rank to say why before the launcher ends the slower ones.
 constexpr std::chrono::milliseconds kLastWords{500};
-
-// Ends the process when something that cannot be given a deadline (MPI_Init, MPI_Finalize) takes
-// longer than one.
-class Watchdog {
- public:
-  Watchdog(std::chrono::milliseconds patience, const char* what)
-      : thread_([this, patience, what] {
-          std::unique_lock lock(mutex_);
-          if (done_.wait_for(lock, patience, [&] { return stopped_; })) return;
-          log(LogLevel::kError, "timeout: {} took more than {:.1f} s; some rank is stopped or gone",
-              what, std::chrono::duration<double>(patience).count());
-          std::fflush(nullptr);
-          std::_Exit(kExitEnvironment);
-        }) {}
-  Watchdog(const Watchdog&) = delete;
-  Watchdog& operator=(const Watchdog&) = delete;
-  ~Watchdog() {
-    {
-      const std::scoped_lock lock(mutex_);
-      stopped_ = true;
-    }
-    done_.notify_all();
-    thread_.join();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable done_;
-  bool stopped_ = false;
-  std::thread thread_;
-};
+constexpr std::chrono::milliseconds kAbortPatience{3000};
 
 RankEnvironment find_ranks(const LaunchOptions& options) {
   auto claims = read_rank_claims([](const char* name) { return std::getenv(name); });
@@ -127,6 +96,9 @@ void add_launch_options(CLI::App& app, LaunchOptions& options) {
       ->capture_default_str();
 }
 
+RankSession::RankSession() = default;
+RankSession::~RankSession() = default;
+
 void RankSession::start(ParallelOptions& parallel, CommonOptions& common) {
   const LaunchOptions& launch = parallel.launch;
   communicator_options_.timeout =
@@ -144,7 +116,8 @@ void RankSession::start(ParallelOptions& parallel, CommonOptions& common) {
                "{}, but this gantry was built without MPI", world.describe());
   note_work("start-up", -1);
   {
-    const Watchdog watchdog(communicator_options_.timeout, "starting MPI");
+    const Watchdog watchdog(lasts_longer_than(communicator_options_.timeout, "starting MPI"),
+                            kExitEnvironment);
     mpi_ = std::make_unique<MpiSession>();
   }
   GANTRY_CHECK(mpi_->rank() == world.rank && mpi_->size() == world.size,
@@ -154,6 +127,8 @@ void RankSession::start(ParallelOptions& parallel, CommonOptions& common) {
                world.describe(), mpi_->rank(), mpi_->size());
   world_ = mpi_->make_world(communicator_options_);
   note_communicator(world_.get());
+  stall_watchdog_ = std::make_unique<Watchdog>(stands_still(*world_, communicator_options_.timeout),
+                                               kExitEnvironment);
   share_cpus(common);
   log(LogLevel::kInfo, "{} ranks over MPI, {} thread(s) each, time-out {:.1f} s", world.size,
       common.make_threads().resolved_count(), launch.timeout_seconds);
@@ -243,7 +218,9 @@ int RankSession::finish(int exit_code) {
                      std::vector<int64_t>(codes.size(), sizeof(int)));
   std::fflush(nullptr);
   note_communicator(nullptr);
-  const Watchdog watchdog(communicator_options_.timeout, "ending MPI");
+  stall_watchdog_.reset();
+  const Watchdog watchdog(lasts_longer_than(communicator_options_.timeout, "ending MPI"),
+                          kExitEnvironment);
   world_.reset();
   mpi_.reset();
   return *std::max_element(codes.begin(), codes.end());
@@ -254,6 +231,9 @@ int RankSession::fail(const std::exception_ptr& error) {
   std::signal(SIGTERM, SIG_DFL);  // the cause is told here; being ended with the others is no news
   const CommandFailure failure = describe_failure(error);
   log(LogLevel::kError, "{}", failure.text);
+  // MPI may not come back from an abort either, when shared memory is in disorder.
+  const Watchdog watchdog(lasts_longer_than(kAbortPatience, "ending all ranks"),
+                          exit_code_of(failure.code));
   if (world_) world_->abort(failure.text.c_str(), failure.code);
   std::fflush(nullptr);
   std::this_thread::sleep_for(kLastWords);

@@ -31,9 +31,12 @@ struct RankFigures {
   int64_t bytes_received = 0;
 };
 
+class Watchdog;
+
 class RankSession {
  public:
-  RankSession() = default;
+  RankSession();
+  ~RankSession();
   RankSession(const RankSession&) = delete;
   RankSession& operator=(const RankSession&) = delete;
 
@@ -74,6 +77,7 @@ class RankSession {
 
   std::unique_ptr<MpiSession> mpi_;
   std::unique_ptr<Communicator> world_;
+  std::unique_ptr<Watchdog> stall_watchdog_;
   CommunicatorOptions communicator_options_;
 };
 

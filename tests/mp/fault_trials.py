@@ -67,13 +67,22 @@ def wait_for_ranks(job, count):
     return {}
 
 
-def still_there(pid):
-    """Neither gone nor a zombie that its parent has yet to collect."""
+def state_of(pid):
     try:
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return state != "Z"
+        return "gone"
+
+
+def still_there(pid):
+    """Neither gone nor a zombie that nobody has collected yet."""
+    return state_of(pid) not in ("gone", "Z", "X")
+
+
+def describe(launcher, ranks):
+    """Who is still there, and in which state: T is stopped, R runs, S sleeps."""
+    states = {"mpirun": launcher} | {f"rank {rank}": pid for rank, pid in sorted(ranks.items())}
+    return ", ".join(f"{name}: {state_of(pid)}" for name, pid in states.items())
 
 
 def cause_of(text):
@@ -114,20 +123,25 @@ class Trial:
         try:
             text, _ = job.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
-            self.problem = f"HANG: still there after {limit:.0f} s"
+            self.problem = f"HANG: still there after {limit:.0f} s: " + describe(job.pid, ranks)
             for pid in [*ranks.values(), job.pid]:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
             text, _ = job.communicate()
+            self.problem += "\n" + text
         self.seconds = time.monotonic() - begin
         self.exit_code = job.returncode
         self.cause = cause_of(text)
         if self.exit_code == 0 and not self.problem:
             return
         self.in_time = True
-        left = [rank for rank, pid in ranks.items() if still_there(pid)]
+        for _ in range(100):  # the kernel may take a moment to clear away what mpirun has killed
+            left = [rank for rank, pid in ranks.items() if still_there(pid)]
+            if not left:
+                break
+            time.sleep(0.01)
         if left and not self.problem:
             self.problem = f"rank(s) {left} outlived the job"
         if not self.cause and not self.problem:
