@@ -36,10 +36,14 @@ class Communicator::Scope {
   Scope(Communicator& communicator, const char* name) : communicator_(&communicator) {
     communicator_->current_.store(name, std::memory_order_relaxed);
     ++communicator_->traffic_.operations;
+    communicator_->beat();
   }
   Scope(const Scope&) = delete;
   Scope& operator=(const Scope&) = delete;
-  ~Scope() { communicator_->current_.store(nullptr, std::memory_order_relaxed); }
+  ~Scope() {
+    communicator_->current_.store(nullptr, std::memory_order_relaxed);
+    communicator_->beat();
+  }
 
  private:
   Communicator* communicator_;

@@ -115,6 +115,9 @@ class Communicator {
   [[nodiscard]] const char* current_operation() const noexcept {
     return current_.load(std::memory_order_relaxed);
   }
+  /// Changes whenever an operation begins, ends, or (where ranks are processes) looks for news. One
+  /// that stands still during an operation shows that the transport does not come back. Any thread.
+  [[nodiscard]] uint64_t pulse() const noexcept { return pulse_.load(std::memory_order_relaxed); }
   /// Not while an operation runs.
   [[nodiscard]] const Traffic& traffic() const noexcept { return traffic_; }
 
@@ -136,6 +139,9 @@ class Communicator {
   /// @return false if the transport has no reduction of its own
   virtual bool reduce_natively(const Operation& operation, std::span<float> data);
 
+  /// See pulse().
+  void beat() noexcept { pulse_.fetch_add(1, std::memory_order_relaxed); }
+
   /// Takes the group down with this rank's mistake, so that no peer waits for ever.
   [[noreturn]] void refuse(const std::string& message);
 
@@ -151,6 +157,7 @@ class Communicator {
               std::span<std::byte> receive, std::span<const int64_t> receive_bytes);
 
   std::atomic<const char*> current_ = nullptr;
+  std::atomic<uint64_t> pulse_ = 0;
   Traffic traffic_;
   // Kept between calls, so that a steady state allocates nothing.
   std::vector<SendPart> sends_;

@@ -143,9 +143,10 @@ class MpiCommunicator final : public Communicator {
   void begin(const Operation& operation, std::span<const SendPart> sends,
              std::span<const ReceivePart> receives) {
     if (failed_) throw_aborted();
-    ++sequence_;
     link_->requests.clear();
     link_->pending.clear();
+    check_control();
+    ++sequence_;
     total(sends, to_);
     total(receives, from_);
     for (int peer = 0; peer < size_; ++peer) {
@@ -221,6 +222,7 @@ class MpiCommunicator final : public Communicator {
     auto last_progress = Clock::now();
     int idle_polls = 0;
     for (;;) {
+      beat();
       bool progress = false;
       {
         const std::scoped_lock lock(mutex_);
@@ -241,20 +243,23 @@ class MpiCommunicator final : public Communicator {
     if (failed_) throw_aborted();  // by another thread of this rank
     finish_some(operation, progress);
     if (link_->all_done()) return true;
+    check_control();
+    check_nobody_left(operation);
+    return false;
+  }
+
+  void check_control() {
+    std::optional<ControlMessage> message;
     try {
-      if (const auto message = link_->control->poll()) {
-        failed_ = told_ = true;
-        code_ = message->code;
-        reason_ = message->reason.data();
-        throw_aborted();
-      }
-    } catch (const GroupAborted&) {
-      throw;
+      message = link_->control->poll();
     } catch (const Error& error) {
       fail_group(error.code(), error.what());
     }
-    check_nobody_left(operation);
-    return false;
+    if (!message) return;
+    failed_ = told_ = true;
+    code_ = message->code;
+    reason_ = message->reason.data();
+    throw_aborted();
   }
 
   void finish_some(const Operation& operation, bool& progress) {

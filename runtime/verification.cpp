@@ -88,6 +88,7 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
     FusedMoeOptions options;
     options.activations = settings.activations;
     options.isas = settings.isas;
+    options.avx512_dot = settings.avx512_dot;
     options.threads = settings.load.threads;
     if (reference != nullptr) {
       const auto found = reference->blocks.find(spec.layer);
@@ -104,6 +105,9 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
                            options, block == nullptr ? nullptr : &batch, 1, settings.ranks);
     for (const RankResult& result : results)
       verified.load += result.load;
+    if (settings.ranks.world != nullptr) {
+      verified.own_load += results[static_cast<size_t>(settings.ranks.world->rank())].load;
+    }
     if (block == nullptr) continue;
     const std::vector<float>& expected = expected_output(model, spec, *block, settings.activations);
     const std::vector<float> y = gather_outputs(results, settings.parallel);

@@ -18,6 +18,7 @@ struct VerifySettings {
   Placement placement = Placement::kLinear;
   ActivationDType activations = ActivationDType::kF32;
   IsaSet isas = host_isas();
+  Avx512Dot avx512_dot = avx512_dot_choice().flavour;
   /// Largest relative error; 0: default_tolerance(activations), with kScheme scheme_tolerance.
   double tolerance = 0.0;
   LoadOptions load;
@@ -54,7 +55,8 @@ struct BlockResult {
 };
 
 struct VerifyResult {
-  LoadStats load;
+  LoadStats load;      ///< of all ranks
+  LoadStats own_load;  ///< of this process' rank, where ranks are processes
   std::vector<BlockResult> blocks;
 };
 

@@ -1,3 +1,5 @@
+#include <fmt/ranges.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -9,6 +11,7 @@
 #include "kernels/base/log.h"
 #include "kernels/ceilings/machine_ceilings.h"
 #include "tools/bench_case.h"
+#include "tools/bench_ranks.h"
 #include "tools/bench_report.h"
 #include "tools/commands.h"
 
@@ -27,6 +30,7 @@ constexpr double kImpossible = 1.03;
 
 struct BenchOptions {
   CommonOptions common;
+  ParallelOptions parallel;
   std::string directory;
   std::string shape = "qwen3-30b-a3b";
   std::string format = "bf16";
@@ -152,11 +156,46 @@ BenchModel open_model(const BenchOptions& options, bool batch_invariant) {
                                 parse_allowed(options.allow));
 }
 
-int run_bench(const BenchOptions& options) {
+// Over several ranks: other rows, and neither ceilings nor plots, which are one machine's.
+int run_rank_bench(const BenchOptions& options, const RankSession& ranks) {
+  GANTRY_CHECK(options.svg.empty() && options.peers.empty() && options.output == "md",
+               ErrorCode::kUnsupported,
+               "bench over ranks prints Markdown or --json: no --svg, --peers, --output");
+  RankBenchOptions over_ranks{.directory = options.directory,
+                              .shape = options.shape,
+                              .format = options.format,
+                              .tokens = options.tokens,
+                              .routing = options.routing,
+                              .activations = options.activations,
+                              .seconds = options.seconds,
+                              .rotate_gb = options.rotate_gb,
+                              .seed = options.seed,
+                              .allow = options.allow,
+                              .run = {}};
+  over_ranks.run.threads = options.common.make_threads();
+  over_ranks.run.batch_invariant = options.batch_invariant;
+  over_ranks.run.avx512_dot = ranks.agreed_avx512_dot();
+  ranks.check_agreement(
+      options.parallel, nullptr,
+      {{"command", "bench"},
+       {"model", options.directory.empty() ? options.shape + " " + options.format : "a checkpoint"},
+       {"tokens", fmt::format("{}", fmt::join(options.tokens, ","))},
+       {"routing", fmt::format("{}", fmt::join(options.routing, ","))},
+       {"activations", options.activations},
+       {"batch invariant", options.batch_invariant ? "yes" : "no"},
+       {"seconds, gigabytes, seed",
+        fmt::format("{} {} {}", options.seconds, options.rotate_gb, options.seed)},
+       {"AVX-512 flavour", flavour_name(over_ranks.run.avx512_dot)}});
+  bench_on_ranks(over_ranks, options.parallel, ranks, Output(options.common));
+  return kExitOk;
+}
+
+int run_bench(const BenchOptions& options, const RankSession& ranks) {
   for (const int64_t tokens : options.tokens) {
     GANTRY_CHECK(tokens >= 1, ErrorCode::kInvalidArgument,
                  "--tokens: expected at least 1, found {}", tokens);
   }
+  if (options.parallel.config().world_size() > 1) return run_rank_bench(options, ranks);
   std::vector<BenchRow> plotted;
   for (const std::string& path : options.peers) {
     for (BenchRow& row : read_bench_rows(path))
@@ -263,8 +302,15 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--seed", options->seed, "seed of weights and routings")
       ->capture_default_str();
   add_allow_option(*command, options->allow);
+  add_parallel_options(*command, options->parallel);
+  add_launch_options(*command, options->parallel.launch);
   add_common_options(*command, options->common);
-  command->callback([options, &chosen] { chosen = [options] { return run_bench(*options); }; });
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      return run_on_ranks(options->parallel, options->common,
+                          [&](RankSession& ranks) { return run_bench(*options, ranks); });
+    };
+  });
 }
 
 }  // namespace gantry::cli

@@ -16,14 +16,20 @@
 namespace gantry::cli {
 namespace {
 
-MoeLayerWeights make_weights(const MoeLayerSpec& spec, WeightSource& source) {
+MoeLayerWeights make_weights(const MoeLayerSpec& spec, WeightSource& source,
+                             const BenchRank& rank) {
   MoeLayerWeights weights;
   weights.spec = spec;
   weights.spec.expert_bias = false;
-  weights.layout = source.layout(spec);
-  weights.num_slots = spec.num_experts;
-  weights.slots = ByteBuffer(static_cast<size_t>(spec.num_experts * weights.layout.stride_bytes));
-  for (int64_t e = 0; e < spec.num_experts; ++e) {
+  weights.parallel = rank.config;
+  MoeLayerSpec own = spec;
+  own.intermediate_size =
+      split_evenly(spec.intermediate_size, rank.config.tp_size, rank.config.tp_rank()).size();
+  weights.layout = source.layout(own);
+  weights.num_slots = ExpertMap::create(spec.num_experts, rank.config.ep_size, rank.placement)
+                          .num_slots(rank.config.ep_rank());
+  weights.slots = ByteBuffer(static_cast<size_t>(weights.num_slots * weights.layout.stride_bytes));
+  for (int64_t e = 0; e < weights.num_slots; ++e) {
     std::byte* slot = weights.slots.data() + e * weights.layout.stride_bytes;
     source.fill(weights.layout.w13_panels, slot + weights.layout.w13.offset);
     source.fill(weights.layout.w2_panels, slot + weights.layout.w2.offset);
@@ -37,9 +43,19 @@ MoeLayerWeights make_weights(const MoeLayerSpec& spec, WeightSource& source) {
   return weights;
 }
 
-std::unique_ptr<FusedMoeLayer> make_layer(MoeLayerWeights weights, const FusedMoeOptions& options) {
-  auto experts = ExpertMap::create(weights.spec.num_experts, 1, Placement::kLinear);
-  return std::make_unique<FusedMoeLayer>(std::move(weights), std::move(experts), options, nullptr);
+std::unique_ptr<FusedMoeLayer> make_layer(MoeLayerWeights weights, const FusedMoeOptions& options,
+                                          const BenchRank& rank) {
+  auto experts = ExpertMap::create(weights.spec.num_experts, rank.config.ep_size, rank.placement);
+  return std::make_unique<FusedMoeLayer>(std::move(weights), std::move(experts), options,
+                                         rank.world);
+}
+
+// What a layer adds to the bytes to rotate over.
+int64_t counted_bytes(const MoeLayerWeights& weights, const BenchRank& rank) {
+  if (rank.config.world_size() == 1) return weights.num_slots * expert_bytes(weights);
+  const MoeLayerSpec& spec = weights.spec;
+  return int64_t{spec.num_experts} * (spec.gated() ? 3 : 2) * spec.hidden_size *
+         spec.intermediate_size * 2;
 }
 
 // K different experts by sequential draws without replacement, from running sums of the weights.
@@ -135,8 +151,8 @@ int64_t expert_bytes(const MoeLayerWeights& weights) noexcept {
 }
 
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,
-                            FusedMoeOptions options, const std::string& activations,
-                            uint64_t seed) {
+                            FusedMoeOptions options, const std::string& activations, uint64_t seed,
+                            const BenchRank& rank) {
   const BenchWeightFormat& weights_format = find_bench_format(format);
   std::vector<SynthShape> shapes = synth_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(),
@@ -156,19 +172,19 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
                    .activations = choose_activations(activations, declared),
                    .layers = {}};
   options.activations = model.activations.dtype;
-  WeightSource source(weights_format, seed);
+  WeightSource source(weights_format, seed + static_cast<uint64_t>(rank.config.rank));
   for (int64_t bytes = 0; bytes < min_bytes;) {
-    MoeLayerWeights weights = make_weights(config.layers[0], source);
+    MoeLayerWeights weights = make_weights(config.layers[0], source, rank);
     weights.activations = declared;
-    bytes += weights.num_slots * expert_bytes(weights);
-    model.layers.push_back(make_layer(std::move(weights), options));
+    bytes += counted_bytes(weights, rank);
+    model.layers.push_back(make_layer(std::move(weights), options, rank));
   }
   return model;
 }
 
 BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
                             FusedMoeOptions options, const std::string& activations,
-                            const std::vector<FindingKind>& allow) {
+                            const std::vector<FindingKind>& allow, const BenchRank& rank) {
   MoeModel opened(directory, /*names_only=*/false);
   for (const FindingKind kind : allow)
     opened.report().allow(kind);
@@ -186,13 +202,13 @@ BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
   int64_t bytes = 0;
   for (const MoeLayerSpec& spec : opened.config().layers) {
     if (bytes >= min_bytes) break;
-    const auto experts = ExpertMap::create(spec.num_experts, 1, Placement::kLinear);
+    const auto experts = ExpertMap::create(spec.num_experts, rank.config.ep_size, rank.placement);
     MoeLayerWeights weights =
-        loader.load_layer(spec.layer, {}, experts, load, opened.report(), stats);
+        loader.load_layer(spec.layer, rank.config, experts, load, opened.report(), stats);
     GANTRY_CHECK(opened.report().ok(), ErrorCode::kFormat, "{}", summarize(opened.report(), 10));
-    bytes += weights.num_slots * expert_bytes(weights);
+    bytes += counted_bytes(weights, rank);
     model.format = to_string(weights.layout.w13_panels);
-    model.layers.push_back(make_layer(std::move(weights), options));
+    model.layers.push_back(make_layer(std::move(weights), options, rank));
   }
   GANTRY_CHECK(!model.layers.empty(), ErrorCode::kInvalidArgument, "{}: no MoE layer", directory);
   return model;

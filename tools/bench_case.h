@@ -24,18 +24,28 @@ struct BenchModel {
   std::vector<std::unique_ptr<FusedMoeLayer>> layers;
 };
 
+/// The rank whose part of the layers is made or loaded; by default all of them on one rank. With
+/// several ranks `min_bytes` are counted in bf16 over all of them, so that each has the same
+/// layers.
+struct BenchRank {
+  ParallelConfig config{};
+  Placement placement = Placement::kLinear;
+  Communicator* world = nullptr;
+};
+
 /// Makes up layers of a known shape in memory (`tools/synth_shapes.h`), as many as give `min_bytes`
 /// of experts.
 /// @param activations as --activations has it; replaces that of `options`
 /// @throws Error kInvalidArgument for a name or a format that does not exist
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,
-                            FusedMoeOptions options, const std::string& activations, uint64_t seed);
+                            FusedMoeOptions options, const std::string& activations, uint64_t seed,
+                            const BenchRank& rank = {});
 
 /// Loads MoE layers of a checkpoint, the first ones until `min_bytes` are there.
 /// @throws Error kFormat if the checkpoint has findings other than of the kinds in `allow`
 BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
                             FusedMoeOptions options, const std::string& activations,
-                            const std::vector<FindingKind>& allow);
+                            const std::vector<FindingKind>& allow, const BenchRank& rank = {});
 
 /// Bytes of one expert: what the checkpoint has or what is packed, whichever is less.
 int64_t expert_bytes(const MoeLayerWeights& weights) noexcept;

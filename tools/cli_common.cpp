@@ -5,11 +5,38 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <new>
 
 #include "kernels/base/check.h"
 #include "loader/family_spec.h"
 
 namespace gantry::cli {
+
+int exit_code_of(ErrorCode code) noexcept {
+  switch (code) {
+    case ErrorCode::kInvalidArgument:
+      return kExitUsage;
+    case ErrorCode::kFormat:
+    case ErrorCode::kUnsupported:
+      return kExitFinding;
+    default:
+      return kExitEnvironment;
+  }
+}
+
+CommandFailure describe_failure(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& failure) {
+    return {failure.code(), fmt::format("{}: {}", to_string(failure.code()), failure.what())};
+  } catch (const std::bad_alloc&) {
+    return {ErrorCode::kOutOfMemory, "out of memory"};
+  } catch (const std::exception& failure) {
+    return {ErrorCode::kInternal, failure.what()};
+  } catch (...) {
+    return {ErrorCode::kInternal, "unknown exception"};
+  }
+}
 
 void add_common_options(CLI::App& app, CommonOptions& options) {
   app.add_flag("--json", options.json, "one JSON object a line on stdout");
@@ -21,8 +48,12 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
 }
 
 void add_parallel_options(CLI::App& app, ParallelOptions& options) {
-  app.add_option("--tp", options.tp, "tensor parallel size")->capture_default_str();
-  app.add_option("--ep", options.ep, "expert parallel size")->capture_default_str();
+  options.tp_option =
+      app.add_option("--tp", options.tp, "tensor parallel size")->capture_default_str();
+  options.ep_option =
+      app.add_option("--ep", options.ep,
+                     "expert parallel size (mpirun without --tp and --ep: all ranks)")
+          ->capture_default_str();
   app.add_option("--dp", options.dp, "token groups among the EP ranks")->capture_default_str();
   app.add_option("--placement", options.placement, "linear or round_robin")->capture_default_str();
 }
@@ -57,13 +88,13 @@ void Output::text(std::string_view line) const {
 }
 
 void Output::result(std::string_view line) const {
-  if (json_) return;
+  if (json_ || silent_) return;
   std::fwrite(line.data(), 1, line.size(), stdout);
   std::fputc('\n', stdout);
 }
 
 void Output::event(std::string_view event, const nlohmann::ordered_json& fields) const {
-  if (!json_) return;
+  if (!json_ || silent_) return;
   nlohmann::ordered_json object;
   object["event"] = event;
   object.update(fields);
@@ -98,7 +129,7 @@ void Output::report(const LoadReport& report, size_t max_lines) const {
 ProgressMeter::ProgressMeter(std::string what, int64_t total_bytes, const CommonOptions& options)
     : what_(std::move(what)),
       total_bytes_(total_bytes),
-      enabled_(!options.quiet && !options.no_progress),
+      enabled_(!options.quiet && !options.no_progress && !options.silent),
       terminal_(isatty(STDERR_FILENO) == 1),
       start_(std::chrono::steady_clock::now()),
       last_(start_) {}

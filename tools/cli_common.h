@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -11,12 +12,14 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/base/error.h"
 #include "kernels/base/parallel_for.h"
 #include "loader/load_report.h"
 #include "parallel/parallel_config.h"
 
 namespace CLI {
 class App;
+class Option;
 }
 
 namespace gantry::cli {
@@ -27,11 +30,22 @@ inline constexpr int kExitFinding = 1;  ///< something is wrong with the checkpo
 inline constexpr int kExitUsage = 2;    ///< the command line makes no sense
 inline constexpr int kExitEnvironment = 3;  ///< I/O, memory, a missing device
 
+/// The exit code of a command that failed with an error of this code.
+int exit_code_of(ErrorCode code) noexcept;
+
+/// What a command threw.
+struct CommandFailure {
+  ErrorCode code = ErrorCode::kInternal;
+  std::string text;  ///< "kIo: cannot open ..."
+};
+CommandFailure describe_failure(const std::exception_ptr& error);
+
 /// Options of every subcommand.
 struct CommonOptions {
   bool json = false;
   bool quiet = false;
   bool no_progress = false;
+  bool silent = false;  ///< another rank prints
   int threads = 0;
 
   [[nodiscard]] Threads make_threads() const { return {.count = threads, .executor = {}}; }
@@ -39,12 +53,24 @@ struct CommonOptions {
 
 void add_common_options(CLI::App& app, CommonOptions& options);
 
+/// How ranks are started and how long they wait: see rank_session.h.
+struct LaunchOptions {
+  std::string ranks = "auto";
+  int rank = -1;
+  int world_size = -1;
+  double timeout_seconds = 60.0;
+};
+
 /// --tp, --ep, --dp, --placement.
 struct ParallelOptions {
   int tp = 1;
   int ep = 1;
   int dp = 1;
   std::string placement = "linear";
+  LaunchOptions launch;
+  // Whether --tp and --ep were given.
+  const CLI::Option* tp_option = nullptr;
+  const CLI::Option* ep_option = nullptr;
 
   /// Rank 0's view. @throws Error kInvalidArgument
   [[nodiscard]] ParallelConfig config() const;
@@ -62,7 +88,8 @@ std::vector<FindingKind> parse_allowed(const std::vector<std::string>& names);
 /// Writes results: lines of text for people, or one JSON object a line. Logs go to stderr.
 class Output {
  public:
-  explicit Output(const CommonOptions& options) : json_(options.json), quiet_(options.quiet) {}
+  explicit Output(const CommonOptions& options)
+      : json_(options.json), quiet_(options.quiet), silent_(options.silent) {}
 
   /// A line for people; left out with --json or --quiet.
   void text(std::string_view line) const;
@@ -78,6 +105,7 @@ class Output {
  private:
   bool json_;
   bool quiet_;
+  bool silent_;
 };
 
 /// Bytes done, rate and time left: one line that is rewritten on a terminal, else a line every few

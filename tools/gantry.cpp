@@ -1,44 +1,25 @@
 // The `gantry` command: parses the command line, runs one subcommand, maps errors to exit codes.
 
 #include <CLI/CLI.hpp>
+#include <exception>
 #include <functional>
-#include <new>
 
-#include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
 #include "tools/commands.h"
 
 namespace {
 
-using gantry::Error;
-using gantry::ErrorCode;
 using gantry::LogLevel;
 namespace cli = gantry::cli;
-
-int exit_code(ErrorCode code) {
-  switch (code) {
-    case ErrorCode::kInvalidArgument:
-      return cli::kExitUsage;
-    case ErrorCode::kFormat:
-    case ErrorCode::kUnsupported:
-      return cli::kExitFinding;
-    default:
-      return cli::kExitEnvironment;
-  }
-}
 
 int run_guarded(const std::function<int()>& command) {
   try {
     return command();
-  } catch (const Error& error) {
-    gantry::log(LogLevel::kError, "{}: {}", gantry::to_string(error.code()), error.what());
-    return exit_code(error.code());
-  } catch (const std::bad_alloc&) {
-    gantry::log(LogLevel::kError, "out of memory");
-  } catch (const std::exception& error) {
-    gantry::log(LogLevel::kError, "{}", error.what());
+  } catch (...) {
+    const cli::CommandFailure failure = cli::describe_failure(std::current_exception());
+    gantry::log(LogLevel::kError, "{}", failure.text);
+    return cli::exit_code_of(failure.code);
   }
-  return cli::kExitEnvironment;
 }
 
 }  // namespace

@@ -9,9 +9,11 @@
 #include "loader/input_scale_job.h"
 #include "loader/plain_read.h"
 #include "loader/safetensors_writer.h"
+#include "parallel/fingerprint.h"
 #include "runtime/moe_model.h"
 #include "tools/activation_option.h"
 #include "tools/commands.h"
+#include "tools/rank_session.h"
 
 namespace gantry::cli {
 namespace {
@@ -146,7 +148,7 @@ void write_outputs(const std::string& path, const std::map<int, std::vector<floa
   writer.finish();
 }
 
-int run_run(const RunOptions& options) {
+int run_run(const RunOptions& options, RankSession& ranks) {
   const Output output(options.common);
   const ParallelConfig parallel = options.parallel.config();
   const LayerRange range = parse_layer_range(options.layers);
@@ -180,6 +182,16 @@ int run_run(const RunOptions& options) {
   const ActivationChoice activations =
       choose_activations(options.activations, model_activations(config, model.tensors()));
   run.activations = activations.dtype;
+  run.avx512_dot = ranks.agreed_avx512_dot();
+  Fingerprint input;
+  input.add(std::as_bytes(std::span(hidden)));
+  ranks.check_agreement(options.parallel, &model.checkpoint(),
+                        {{"command", "run"},
+                         {"layers", options.layers},
+                         {"input", fmt::format("{} tokens, {}", num_tokens, input.hex())},
+                         {"repeat", std::to_string(options.repeat)},
+                         {"activations", activations.text},
+                         {"AVX-512 flavour", flavour_name(run.avx512_dot)}});
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
                           load.threads.resolved_count()));
   if (parallel.ep_size > 1) {
@@ -189,11 +201,13 @@ int run_run(const RunOptions& options) {
                                        .describe()));
   }
   LoadStats total;
+  LoadStats own_load;
   std::map<int, std::vector<float>> outputs;
   int64_t plan_bytes = 0;
   const WeightLoader loader(model.checkpoint(), config, model.tensors());
   for (const MoeLayerSpec& spec : layers) {
     for (int rank = 0; rank < parallel.world_size(); ++rank) {
+      if (ranks.world() != nullptr && rank != ranks.rank()) continue;  // that process' work
       ParallelConfig own = parallel;
       own.rank = rank;
       plan_bytes += loader
@@ -210,7 +224,7 @@ int run_run(const RunOptions& options) {
     const LayerBatch batch{hidden, token_ids, {}};
     const auto results =
         run_layer_on_ranks(model, spec.layer, parallel, options.parallel.parsed_placement(), load,
-                           run, &batch, options.repeat);
+                           run, &batch, options.repeat, ranks.setup());
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;
@@ -227,10 +241,15 @@ int run_run(const RunOptions& options) {
       }
     }
     total += summary.load;
+    own_load += results[static_cast<size_t>(ranks.rank())].load;
     print_layer(summary, num_tokens, output);
     if (!options.output.empty()) outputs[spec.layer] = gather_outputs(results, parallel);
   }
-  if (!options.output.empty()) write_outputs(options.output, outputs, num_tokens);
+  if (!options.output.empty() && ranks.rank() == 0) {
+    write_outputs(options.output, outputs, num_tokens);
+  }
+  ranks.print_figures(output, own_load);
+  if (ranks.rank() != 0) return kExitOk;  // the rest is rank 0's to measure and to print
   const double plain = plain_read_gb_s(model.checkpoint(), load.threads, kPlainReadBytes);
   const int64_t peak = peak_rss_bytes();
   output.result(
@@ -266,8 +285,14 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--seed", options->seed, "seed of the random tokens")->capture_default_str();
   add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
+  add_launch_options(*command, options->parallel.launch);
   add_common_options(*command, options->common);
-  command->callback([options, &chosen] { chosen = [options] { return run_run(*options); }; });
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      return run_on_ranks(options->parallel, options->common,
+                          [&](RankSession& ranks) { return run_run(*options, ranks); });
+    };
+  });
 }
 
 }  // namespace gantry::cli

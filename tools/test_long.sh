@@ -33,6 +33,19 @@ test_many_trials() {
     --no-tests=error --timeout 36000
 }
 
+# Every golden checkpoint over processes, and ranks that are killed and stopped at random points.
+test_ranks() {
+  if ! command -v mpirun > /dev/null; then
+    step "ranks: skipped, no mpirun"
+    return
+  fi
+  step "every golden checkpoint on ranks that mpirun starts"
+  python3 tests/mp/verify_table.py build/cpu/tools/gantry tests/golden
+  step "50 killed and 50 stopped ranks"
+  python3 tests/mp/fault_trials.py build/cpu/tools/gantry tests/golden/families/mixtral \
+    --kills 50 --stops 50
+}
+
 test_sanitizers() {
   step "AddressSanitizer and UndefinedBehaviorSanitizer"
   cmake --workflow --preset asan
@@ -75,6 +88,7 @@ tools/setup.sh
 build_cpu
 test_each_isa
 test_many_trials
+test_ranks
 test_sanitizers
 fuzz_all
 step "all passed"

@@ -9,6 +9,7 @@
 #include "runtime/verification.h"
 #include "tools/activation_option.h"
 #include "tools/commands.h"
+#include "tools/rank_session.h"
 
 namespace gantry::cli {
 namespace {
@@ -98,7 +99,7 @@ void print_block(const BlockResult& block, const Output& output) {
                          {"ok", block.ok()}});
 }
 
-int run_verify(const VerifyOptions& options) {
+int run_verify(const VerifyOptions& options, RankSession& ranks) {
   const Output output(options.common);
   const ParallelConfig parallel = options.parallel.config();
   MoeModel model(options.directory, options.names_only);
@@ -110,6 +111,13 @@ int run_verify(const VerifyOptions& options) {
   if (config.quant) {
     output.text(fmt::format("quantized: {}", config.quant->methods()));
   }
+  const Avx512Dot avx512_dot = ranks.agreed_avx512_dot();
+  ranks.check_agreement(
+      options.parallel, &model.checkpoint(),
+      {{"command", "verify"},
+       {"reference", options.reference.empty() ? "no" : "yes"},
+       {"activations", options.activations.empty() ? "as declared" : options.activations},
+       {"AVX-512 flavour", flavour_name(avx512_dot)}});
   print_counts(model.tensors().counts(), output);
   if (options.names_only || !model.report().ok()) return finish(model, options, output);
   print_feasibility(config, output);
@@ -127,6 +135,8 @@ int run_verify(const VerifyOptions& options) {
     ProgressMeter progress("verify", bytes_of_experts(model), options.common);
     VerifySettings settings;
     settings.parallel = parallel;
+    settings.ranks = ranks.setup();
+    settings.avx512_dot = avx512_dot;
     settings.placement = options.parallel.parsed_placement();
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
@@ -139,6 +149,7 @@ int run_verify(const VerifyOptions& options) {
   output.text(fmt::format("read {} for {} owned by the rank(s)", human_bytes(stats.bytes_read),
                           human_bytes(stats.bytes_owned)));
   output.event("load", {{"bytes_read", stats.bytes_read}, {"bytes_owned", stats.bytes_owned}});
+  ranks.print_figures(output, verified.own_load);
   return finish(model, options, output);
 }
 
@@ -161,8 +172,14 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
       ->capture_default_str();
   add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
+  add_launch_options(*command, options->parallel.launch);
   add_common_options(*command, options->common);
-  command->callback([options, &chosen] { chosen = [options] { return run_verify(*options); }; });
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      return run_on_ranks(options->parallel, options->common,
+                          [&](RankSession& ranks) { return run_verify(*options, ranks); });
+    };
+  });
 }
 
 }  // namespace gantry::cli

@@ -1,0 +1,189 @@
+"""Kills and stops ranks of a running `mpirun gantry run` at random points, and sees to it that the
+whole job is gone in time, with an exit code other than 0 and the cause in its output.
+
+usage: fault_trials.py GANTRY CHECKPOINT [--kills N] [--stops N] [--ranks N] [--seed S]
+
+A kill must take the job down within 10 s, a stop (SIGSTOP) within the time-out + 10 s. The seed is
+printed; each trial prints what was done to which rank when, how long it took, and the cause as the
+job told it.
+"""
+import argparse
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from launcher import ENVIRONMENT
+
+GONE_WITHIN = 10.0
+REPEATS = "1000"
+
+# What tells the cause, best first.
+CAUSES = [
+    re.compile(r"gantry: rank \d+: error: .*(nothing came from rank.*|timeout: .*)"),
+    re.compile(r"gantry: (rank \d+: error: .*)"),
+    re.compile(r"gantry: (rank \d+: terminated \(SIGTERM\).*)"),
+    re.compile(r"(mpirun noticed that process rank \d+ .*)"),
+    re.compile(r"(.*exited on signal \d+.*)"),
+]
+
+
+def start(options):
+    command = [options.mpirun, "-np", str(options.ranks), options.gantry, "run", options.checkpoint,
+               "--tokens", "64", "--repeat", REPEATS, "--no-progress"]
+    return subprocess.Popen(command, env=ENVIRONMENT | {"GANTRY_COLLECTIVE_TIMEOUT": str(options.timeout)}, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, errors="replace")
+
+
+def children(pid):
+    """Processes whose parent is `pid`, by rank."""
+    ranks = {}
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent != pid:
+                continue
+            variables = (entry / "environ").read_bytes()
+        except (OSError, ValueError, IndexError):
+            continue
+        found = re.search(rb"(?:^|\0)OMPI_COMM_WORLD_RANK=(\d+)\0", variables)
+        if found:
+            ranks[int(found[1])] = int(entry.name)
+    return ranks
+
+
+def wait_for_ranks(job, count):
+    while job.poll() is None:
+        ranks = children(job.pid)
+        if len(ranks) == count:
+            return ranks
+        time.sleep(0.005)
+    return {}
+
+
+def state_of(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+def still_there(pid):
+    """Neither gone nor a zombie that nobody has collected yet."""
+    return state_of(pid) not in ("gone", "Z", "X")
+
+
+def describe(launcher, ranks):
+    """Who is still there, and in which state: T is stopped, R runs, S sleeps."""
+    states = {"mpirun": launcher} | {f"rank {rank}": pid for rank, pid in sorted(ranks.items())}
+    return ", ".join(f"{name}: {state_of(pid)}" for name, pid in states.items())
+
+
+def cause_of(text):
+    for pattern in CAUSES:
+        found = pattern.search(text)
+        if found:
+            return found[1].strip()
+    return ""
+
+
+def time_of_a_clean_run(options):
+    begin = time.monotonic()
+    job = start(options)
+    ranks = wait_for_ranks(job, options.ranks)
+    started = time.monotonic() - begin
+    text, _ = job.communicate(timeout=300)
+    if job.returncode != 0 or not ranks:
+        sys.exit(f"without a fault the job ends with {job.returncode}:\n{text}")
+    return time.monotonic() - begin - started
+
+
+class Trial:
+    """One fault. `problem` stays empty if all went as it must."""
+
+    def __init__(self, options, kind, victim, delay):
+        limit = GONE_WITHIN + (options.timeout if kind == "stop" else 0.0)
+        self.in_time = False  # the fault came before the job was done
+        self.problem = ""
+        job = start(options)
+        ranks = wait_for_ranks(job, options.ranks)
+        time.sleep(delay)
+        begin = time.monotonic()
+        try:
+            if job.poll() is None and victim in ranks:
+                os.kill(ranks[victim], signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+        except ProcessLookupError:
+            pass
+        try:
+            text, _ = job.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self.problem = f"HANG: still there after {limit:.0f} s: " + describe(job.pid, ranks)
+            for pid in [*ranks.values(), job.pid]:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            text, _ = job.communicate()
+            self.problem += "\n" + text
+        self.seconds = time.monotonic() - begin
+        self.exit_code = job.returncode
+        self.cause = cause_of(text)
+        if self.exit_code == 0 and not self.problem:
+            return
+        self.in_time = True
+        for _ in range(100):  # the kernel may take a moment to clear away what mpirun has killed
+            left = [rank for rank, pid in ranks.items() if still_there(pid)]
+            if not left:
+                break
+            time.sleep(0.01)
+        if left and not self.problem:
+            self.problem = f"rank(s) {left} outlived the job"
+        if not self.cause and not self.problem:
+            self.problem = f"no cause in the output:\n{text}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("gantry")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--mpirun", default="mpirun")
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--stops", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=2.0, help="of collectives, seconds")
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("GANTRY_SEED", "1")))
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    clean = time_of_a_clean_run(options)
+    print(f"seed {options.seed}; {options.ranks} ranks, collective time-out {options.timeout} s; "
+          f"a run without a fault takes {clean:.2f} s after its start", flush=True)
+    failed = 0
+    for kind, count in (("kill", options.kills), ("stop", options.stops)):
+        times = []
+        for number in range(count):
+            for _ in range(10):  # a fault after the end is none: again
+                victim, delay = rng.randrange(options.ranks), rng.uniform(0.0, clean)
+                trial = Trial(options, kind, victim, delay)
+                if trial.in_time:
+                    break
+            else:
+                trial.problem = "ten runs ended before the fault"
+            times.append(trial.seconds)
+            failed += bool(trial.problem)
+            print(f"{kind} {number + 1:3}: rank {victim} after {delay:5.2f} s: gone in {trial.seconds:5.2f} s, "
+                  f"exit code {trial.exit_code}: {trial.problem or trial.cause}", flush=True)
+        if times:
+            times.sort()
+            print(f"{count} {kind}s: median {times[len(times) // 2]:.2f} s, longest {times[-1]:.2f} s", flush=True)
+    print("FAILED: %d trial(s)" % failed if failed else "all gone in time", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
