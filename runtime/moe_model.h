@@ -11,6 +11,7 @@
 #include "loader/moe_config.h"
 #include "loader/tensor_map.h"
 #include "loader/weight_loader.h"
+#include "parallel/expert_placement.h"
 #include "runtime/fused_moe_layer.h"
 
 namespace gantry GANTRY_API {
@@ -54,7 +55,8 @@ struct LayerBatch {
 /// report; ranks do not run a layer that has some.
 /// @return one result a rank
 std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
-                                           const ParallelConfig& parallel, Placement placement,
+                                           const ParallelConfig& parallel,
+                                           const ExpertPlacement& placement,
                                            const LoadOptions& load_options,
                                            const FusedMoeOptions& options, const LayerBatch* batch,
                                            int repeat = 1);

@@ -14,7 +14,7 @@ namespace gantry GANTRY_API {
 /// How a model is verified.
 struct VerifySettings {
   ParallelConfig parallel;  ///< ranks, simulated as threads
-  Placement placement = Placement::kLinear;
+  ExpertPlacement placement;
   ActivationDType activations = ActivationDType::kF32;
   IsaSet isas = host_isas();
   /// Largest relative error; 0: default_tolerance(activations), with kScheme scheme_tolerance.

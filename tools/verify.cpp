@@ -127,7 +127,7 @@ int run_verify(const VerifyOptions& options) {
     ProgressMeter progress("verify", bytes_of_experts(model), options.common);
     VerifySettings settings;
     settings.parallel = parallel;
-    settings.placement = options.parallel.parsed_placement();
+    settings.placement = options.parallel.placement_of(config);
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
     settings.load.threads = options.common.make_threads();
