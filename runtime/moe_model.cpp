@@ -29,12 +29,13 @@ MoeModel::MoeModel(const std::filesystem::path& directory, bool names_only)
 }
 
 std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
-                                           const ParallelConfig& parallel, Placement placement,
+                                           const ParallelConfig& parallel,
+                                           const ExpertPlacement& placement,
                                            const LoadOptions& load_options,
                                            const FusedMoeOptions& options, const LayerBatch* batch,
                                            int repeat, const RankSetup& ranks) {
   const MoeLayerSpec& spec = *model.config().find_layer(layer);
-  const ExpertMap experts = ExpertMap::create(spec.num_experts, parallel.ep_size, placement);
+  const ExpertMap experts = placement.map_of(layer, spec.num_experts, parallel.ep_size);
   const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
   std::vector<RankResult> results(static_cast<size_t>(parallel.world_size()));
   const std::vector<Finding> findings_before = model.report().findings();

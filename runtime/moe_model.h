@@ -12,6 +12,7 @@
 #include "loader/moe_config.h"
 #include "loader/tensor_map.h"
 #include "loader/weight_loader.h"
+#include "parallel/expert_placement.h"
 #include "runtime/fused_moe_layer.h"
 
 namespace gantry GANTRY_API {
@@ -65,7 +66,8 @@ struct RankSetup {
 /// results of all.
 /// @return one result a rank
 std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
-                                           const ParallelConfig& parallel, Placement placement,
+                                           const ParallelConfig& parallel,
+                                           const ExpertPlacement& placement,
                                            const LoadOptions& load_options,
                                            const FusedMoeOptions& options, const LayerBatch* batch,
                                            int repeat = 1, const RankSetup& ranks = {});

@@ -15,7 +15,7 @@ namespace gantry GANTRY_API {
 struct VerifySettings {
   ParallelConfig parallel;
   RankSetup ranks;  ///< with processes for ranks verify_model is collective
-  Placement placement = Placement::kLinear;
+  ExpertPlacement placement;
   ActivationDType activations = ActivationDType::kF32;
   IsaSet isas = host_isas();
   Avx512Dot avx512_dot = avx512_dot_choice().flavour;

@@ -198,7 +198,7 @@ void bench_on_ranks(const RankBenchOptions& options, const ParallelOptions& para
   const auto body = [&](Communicator& world) {
     RankBenchOptions own = options;
     BenchRank rank{
-        .config = parallel.config(), .placement = parallel.parsed_placement(), .world = &world};
+        .config = parallel.config(), .placement = parse_placement(parallel.placement), .world = &world};
     rank.config.rank = world.rank();
     if (ranks.world() == nullptr) {  // threads share the CPUs
       own.run.threads.count =

@@ -9,6 +9,7 @@
 
 #include "kernels/base/check.h"
 #include "loader/family_spec.h"
+#include "loader/placement_file.h"
 
 namespace gantry::cli {
 
@@ -55,7 +56,9 @@ void add_parallel_options(CLI::App& app, ParallelOptions& options) {
                      "expert parallel size (mpirun without --tp and --ep: all ranks)")
           ->capture_default_str();
   app.add_option("--dp", options.dp, "token groups among the EP ranks")->capture_default_str();
-  app.add_option("--placement", options.placement, "linear or round_robin")->capture_default_str();
+  app.add_option("--placement", options.placement,
+                 "linear, round_robin, or a placement file of SGLang, vLLM or TensorRT-LLM (JSON)")
+      ->capture_default_str();
 }
 
 void add_allow_option(CLI::App& app, std::vector<std::string>& names) {
@@ -81,6 +84,14 @@ ParallelConfig ParallelOptions::config() const {
   const ParallelConfig config{.tp_size = tp, .ep_size = ep, .dp_size = dp, .rank = 0};
   validate(config);
   return config;
+}
+
+ExpertPlacement ParallelOptions::placement_of(const MoeModelConfig& model) const {
+  if (placement == to_string(Placement::kLinear)) return Placement::kLinear;
+  if (placement == to_string(Placement::kRoundRobin)) return Placement::kRoundRobin;
+  GANTRY_CHECK(std::filesystem::exists(placement), ErrorCode::kInvalidArgument,
+               "--placement: expected linear, round_robin or a file, found '{}'", placement);
+  return read_placement_file(placement, placed_model(model));
 }
 
 void Output::text(std::string_view line) const {

@@ -15,6 +15,8 @@
 #include "kernels/base/error.h"
 #include "kernels/base/parallel_for.h"
 #include "loader/load_report.h"
+#include "loader/moe_config.h"
+#include "parallel/expert_placement.h"
 #include "parallel/parallel_config.h"
 
 namespace CLI {
@@ -66,7 +68,7 @@ struct ParallelOptions {
   int tp = 1;
   int ep = 1;
   int dp = 1;
-  std::string placement = "linear";
+  std::string placement = "linear";  ///< or round_robin, or a placement file
   LaunchOptions launch;
   // Whether --tp and --ep were given.
   const CLI::Option* tp_option = nullptr;
@@ -74,7 +76,8 @@ struct ParallelOptions {
 
   /// Rank 0's view. @throws Error kInvalidArgument
   [[nodiscard]] ParallelConfig config() const;
-  [[nodiscard]] Placement parsed_placement() const { return parse_placement(placement); }
+  /// @throws Error kInvalidArgument, or as read_placement_file does
+  [[nodiscard]] ExpertPlacement placement_of(const MoeModelConfig& model) const;
 };
 
 void add_parallel_options(CLI::App& app, ParallelOptions& options);

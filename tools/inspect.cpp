@@ -211,9 +211,9 @@ void print_plan(const MoeModel& model, const InspectOptions& options, const Outp
   int64_t bytes_read = 0;
   int64_t bytes_owned = 0;
   std::string placement;
+  const ExpertPlacement by_layer = options.parallel.placement_of(model.config());
   for (const MoeLayerSpec& spec : model.config().layers) {
-    const ExpertMap experts =
-        ExpertMap::create(spec.num_experts, parallel.ep_size, options.parallel.parsed_placement());
+    const ExpertMap experts = by_layer.map_of(spec.layer, spec.num_experts, parallel.ep_size);
     placement = experts.describe();
     const LoadPlan plan = loader.plan(spec.layer, parallel, experts);
     reads += static_cast<int64_t>(plan.jobs.size());

@@ -163,6 +163,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
     output.report(model.report(), 50);
     return kExitFinding;
   }
+  const ExpertPlacement placement = options.parallel.placement_of(config);
   std::vector<MoeLayerSpec> layers;
   for (const MoeLayerSpec& spec : config.layers) {
     if (range.contains(spec.layer)) layers.push_back(spec);
@@ -195,10 +196,9 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
                           load.threads.resolved_count()));
   if (parallel.ep_size > 1) {
-    output.text(
-        fmt::format("experts: {}", ExpertMap::create(layers[0].num_experts, parallel.ep_size,
-                                                     options.parallel.parsed_placement())
-                                       .describe()));
+    output.text(fmt::format(
+        "experts ({}): {}", placement.describe(),
+        placement.map_of(layers[0].layer, layers[0].num_experts, parallel.ep_size).describe()));
   }
   LoadStats total;
   LoadStats own_load;
@@ -212,8 +212,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
       own.rank = rank;
       plan_bytes += loader
                         .plan(spec.layer, own,
-                              ExpertMap::create(spec.num_experts, parallel.ep_size,
-                                                options.parallel.parsed_placement()))
+                              placement.map_of(spec.layer, spec.num_experts, parallel.ep_size))
                         .bytes_read;
     }
   }
@@ -222,9 +221,8 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   for (const MoeLayerSpec& spec : layers) {
     const std::vector<int32_t> token_ids = made_up_token_ids(spec, num_tokens);
     const LayerBatch batch{hidden, token_ids, {}};
-    const auto results =
-        run_layer_on_ranks(model, spec.layer, parallel, options.parallel.parsed_placement(), load,
-                           run, &batch, options.repeat, ranks.setup());
+    const auto results = run_layer_on_ranks(model, spec.layer, parallel, placement, load, run,
+                                            &batch, options.repeat, ranks.setup());
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;

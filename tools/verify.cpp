@@ -137,7 +137,7 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
     settings.parallel = parallel;
     settings.ranks = ranks.setup();
     settings.avx512_dot = avx512_dot;
-    settings.placement = options.parallel.parsed_placement();
+    settings.placement = options.parallel.placement_of(config);
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
     settings.load.threads = options.common.make_threads();
