@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   cli::add_verify_command(app, chosen);
   cli::add_run_command(app, chosen);
   cli::add_synth_command(app, chosen);
+  cli::add_quantize_command(app, chosen);
   cli::add_bench_command(app, chosen);
   try {
     app.parse(argc, argv);
