@@ -131,7 +131,8 @@ MatrixSize linear_size(const Checkpoint& checkpoint, const LinearModule& module)
       return {info.shape[0], info.shape[1] * 32 / module.scheme->bits};
     }
     if (info.dtype != DType::kU8) return {info.shape[0], info.shape[1]};
-    if (module.scheme->bits == 4) return {info.shape[0] * 2, info.shape[1]};  // pairs of rows
+    // ModelOpt's INT4: pairs of rows share a byte.
+    if (!packs && module.scheme->bits == 4) return {info.shape[0] * 2, info.shape[1]};
     return {info.shape[0], info.shape[1] * 2};
   }
   const TensorInfo& info = require(module, "qweight");

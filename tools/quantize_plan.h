@@ -18,8 +18,8 @@ namespace gantry::cli {
 struct QuantizeRequest {
   std::string format;
   int64_t group_size = 0;            ///< 0: the format's own
-  std::vector<std::string> include;  ///< further linear layers; wildcards, or "re:" and a regex
-  std::vector<std::string> ignore;   ///< modules that are not quantized
+  std::vector<std::string> include = {};  ///< further linear layers; wildcards, or "re:" and a regex
+  std::vector<std::string> ignore = {};   ///< modules that are not quantized
 };
 
 /// One expert's matrix in the new checkpoint.
