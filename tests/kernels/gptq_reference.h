@@ -117,8 +117,11 @@ inline ReferenceGptq reference_gptq(const std::vector<float>& weights, int64_t o
       }
       const double position = w[i] / step;
       const double code = std::clamp(std::nearbyint(position) + zero, 0.0, largest);
-      result.closest_tie[o] =
-          std::min(result.closest_tie[o], std::abs(position - std::floor(position) - 0.5));
+      const auto clamped = [&](double q) { return std::clamp(q + zero, 0.0, largest); };
+      if (clamped(std::floor(position)) != clamped(std::floor(position) + 1.0)) {
+        result.closest_tie[o] =
+            std::min(result.closest_tie[o], std::abs(position - std::floor(position) - 0.5));
+      }
       result.codes[o * size + order[i]] = static_cast<uint8_t>(code);
       const double error = (w[i] - (code - zero) * step) / left[i][i][i];
       for (size_t j = i + 1; j < size; ++j)
