@@ -5,10 +5,8 @@
 #include "kernels/base/check.h"
 
 namespace gantry {
-namespace {
 
-// The first pattern that gives `part`, and for expert parts has the stacking.
-int find_pattern(const FamilySpec& family, Part part, Stacking stacking) {
+int expert_pattern(const FamilySpec& family, Part part, Stacking stacking) {
   for (size_t p = 0; p < family.tensors.size(); ++p) {
     const TensorPattern& pattern = family.tensors[p];
     const std::vector<Part> parts = provided_parts(pattern.part);
@@ -19,8 +17,6 @@ int find_pattern(const FamilySpec& family, Part part, Stacking stacking) {
   fail(ErrorCode::kUnsupported, "family {} has no spelling of {} with this stacking", family.name,
        to_string(part));
 }
-
-}  // namespace
 
 bool is_expert_part(Part part) noexcept {
   return part == Part::kW1 || part == Part::kW3 || part == Part::kW2 || part == Part::kW13;
@@ -72,7 +68,7 @@ std::vector<TensorRef> expected_tensors(const MoeLayerSpec& layer, const FamilyS
     TensorRef ref;
     ref.layer = layer.layer;
     ref.expert = expert;
-    ref.pattern = find_pattern(family, part, stacking);
+    ref.pattern = expert_pattern(family, part, stacking);
     ref.part = family.tensors[static_cast<size_t>(ref.pattern)].part;
     ref.kind = kind;
     // Gate and up of a fused tensor name the same tensor.

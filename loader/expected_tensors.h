@@ -23,6 +23,11 @@ bool is_expert_part(Part part) noexcept;
 /// The parts of a layer that a tensor of `part` provides: w13 gives w1 and w3.
 std::vector<Part> provided_parts(Part part);
 
+/// The family's first spelling of a part: an index into FamilySpec::tensors. Of expert parts the
+/// first with this stacking.
+/// @throws Error kUnsupported if the family has no such spelling
+int expert_pattern(const FamilySpec& family, Part part, Stacking stacking);
+
 /// Every tensor that a checkpoint of this family has for a layer, in one spelling: what `synth` and
 /// the export tools write.
 /// @param stacking how experts are stored; the family's first spelling with it is taken

@@ -132,6 +132,8 @@ Json gptqmodel_config(const ExportFormat& format, const ModuleNames& plain_modul
 
 Json modelopt_config(const ExportFormat& format, const ModuleNames& plain_modules) {
   const WeightQuantization& quantization = format.matrix.quantization;
+  Json ignore = with_model_parts(plain_modules, {"lm_head", "model.embed_tokens"});
+  std::sort(ignore.begin(), ignore.end());
   Json args = {{"dynamic", false}, {"num_bits", bits_of(quantization.element)}, {"type", "float"}};
   if (quantization.group > 0) args["group_size"] = quantization.group;
   Json group = Json::object();
@@ -139,7 +141,7 @@ Json modelopt_config(const ExportFormat& format, const ModuleNames& plain_module
   group["weights"] = args;
   group["targets"] = Json::array({"Linear"});
   return {{"config_groups", {{"group_0", group}}},
-          {"ignore", with_model_parts(plain_modules, {"lm_head", "model.embed_tokens"})},
+          {"ignore", ignore},
           {"quant_algo", format.algorithm},
           {"producer", {{"name", "modelopt"}, {"version", "0.47.0"}}},
           {"quant_method", "modelopt"}};

@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   cli::add_verify_command(app, chosen);
   cli::add_run_command(app, chosen);
   cli::add_synth_command(app, chosen);
+  cli::add_quantize_command(app, chosen);
   cli::add_bench_command(app, chosen);
   cli::add_diff_command(app, chosen);
   try {

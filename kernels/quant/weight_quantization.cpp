@@ -51,18 +51,16 @@ float round_scale(ScaleType type, float scale) {
   return std::max(rounded, smallest);
 }
 
-// floor(log2(amax)) of a positive f32, subnormal ones too.
-int exponent_of(float amax) { return std::ilogb(amax); }
-
-float power_of_two_scale(WeightElement element, float amax) {
+float power_of_two_scale(WeightElement element, float magnitude) {
+  const float amax = std::max(magnitude, 0x1p-126F);
   int exponent = 0;
   if (element == WeightElement::kE2M1) {
     // Rounded to one mantissa bit, ties up, in the bits: 3.5 * 2^n counts as 2^(n + 2).
     const uint32_t rounded = std::bit_cast<uint32_t>(amax) + (1u << 21);
-    exponent = exponent_of(std::bit_cast<float>(rounded & 0x7f800000u)) - 2;
+    exponent = std::ilogb(std::bit_cast<float>(rounded & 0x7f800000u)) - 2;
   } else {
     // 448 = 1.75 * 2^8.
-    exponent = exponent_of(amax) - 8;
+    exponent = std::ilogb(amax) - 8;
     if (amax > std::ldexp(1.75F, exponent + 8)) ++exponent;
   }
   GANTRY_CHECK(exponent <= kLargestExponent, ErrorCode::kUnsupported,
@@ -120,9 +118,10 @@ GroupScale group_scale(const WeightQuantization& quantization, const WeightRange
   } else if (quantization.scale == ScaleType::kE8M0) {
     chosen.stored = power_of_two_scale(quantization.element, amax);
   } else if (quantization.two_levels()) {
-    const float sixth = amax / kLargestE2M1;
-    chosen.stored =
-        round_scale(quantization.scale, quantization.divides ? second * sixth : sixth / second);
+    // In the order of the two exporters' operations.
+    const float ratio =
+        quantization.divides ? second * (amax / kLargestE2M1) : amax / (kLargestE2M1 * second);
+    chosen.stored = round_scale(quantization.scale, ratio);
   } else {
     chosen.stored = round_scale(quantization.scale, amax / kLargestE4M3);
   }

@@ -68,7 +68,7 @@ float second_scale(const WeightQuantization& quantization, float amax) noexcept;
 /// | e4m3                | amax / 448                                                           |
 /// | e4m3, e8m0          | 2^ceil(log2(amax / 448))                                             |
 /// | e2m1, e8m0          | 2^(floor(log2(amax rounded)) - 2), as in quantize_row's kMxFp4       |
-/// | e2m1, e4m3          | e4m3(amax / 6 / second)                                              |
+/// | e2m1, e4m3          | e4m3(amax / (6 * second)), or e4m3(second * (amax / 6)) if it divides |
 ///
 /// Never zero: a group of zeros has 1, and what would round below the type's normal numbers (e4m3:
 /// below its smallest) is raised to the smallest of them.

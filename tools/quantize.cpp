@@ -1,0 +1,126 @@
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+
+#include "kernels/base/check.h"
+#include "tools/commands.h"
+#include "tools/quantize_run.h"
+
+namespace gantry::cli {
+namespace {
+
+struct QuantizeCommand {
+  CommonOptions common;
+  std::string input;
+  std::string output;
+  QuantizeRequest request;
+  std::string method = "rtn";
+  std::string stats;
+  uint64_t shard_bytes = 5'000'000'000;
+  uint64_t memory_bytes = 4'000'000'000;
+  bool resume = false;
+};
+
+// What the bytes that are written depend on.
+std::string fingerprint(const QuantizeCommand& command, const Checkpoint& checkpoint) {
+  std::vector<std::filesystem::path> files = {checkpoint.directory() / "config.json"};
+  for (const WeightFile& file : checkpoint.files())
+    files.push_back(file.path());
+  if (!command.stats.empty()) {
+    for (const auto& entry : std::filesystem::directory_iterator(command.stats))
+      files.push_back(entry.path());
+  }
+  std::sort(files.begin() + 1, files.end());
+  return fmt::format("quantize 1 {} {} {} include {} ignore {} {}", command.request.format,
+                     command.request.group_size, command.method,
+                     fmt::join(command.request.include, "|"),
+                     fmt::join(command.request.ignore, "|"), fingerprint_files(files));
+}
+
+int run_quantize_command(const QuantizeCommand& command) {
+  const Output output(command.common);
+  MoeModel model(command.input, /*names_only=*/false);
+  if (!model.report().ok()) {
+    output.report(model.report(), 50);
+    output.result(fmt::format("FAILED: {}: {} finding(s); nothing is written", command.input,
+                              model.report().findings().size()));
+    return kExitFinding;
+  }
+  const QuantizePlan plan = plan_quantize(model, command.request);
+  QuantizeRun run{.directory = command.output,
+                  .shard_bytes = static_cast<int64_t>(command.shard_bytes),
+                  .memory_bytes = static_cast<int64_t>(command.memory_bytes),
+                  .resume = command.resume,
+                  .fingerprint = fingerprint(command, model.checkpoint()),
+                  .threads = command.common.make_threads(),
+                  .ranges = {},
+                  .progress = {}};
+  if (!command.stats.empty()) run.ranges = InputRanges::read(command.stats, model.config());
+  const auto start = std::chrono::steady_clock::now();
+  QuantizeResult result;
+  {
+    ProgressMeter progress("quantize", plan.source_bytes, command.common);
+    run.progress = [&](int64_t bytes) { progress.add(bytes); };
+    result = run_quantize(model, plan, run);
+  }
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  output.result(fmt::format(
+      "{}: {} of {} matrices in {}, {} read and {} written in {:.1f} s ({:.2f} GB/s), peak memory "
+      "{}",
+      command.output, plan.format.name, plan.num_quantized, command.method,
+      human_bytes(result.bytes_read), human_bytes(result.bytes_written), seconds,
+      static_cast<double>(result.bytes_read) / seconds / 1e9, human_bytes(peak_rss_bytes())));
+  output.event("result", {{"directory", command.output},
+                          {"format", plan.format.name},
+                          {"method", command.method},
+                          {"matrices", plan.num_quantized},
+                          {"bytes_read", result.bytes_read},
+                          {"bytes_written", result.bytes_written},
+                          {"bytes_kept", result.bytes_kept},
+                          {"seconds", seconds},
+                          {"peak_rss", peak_rss_bytes()}});
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_quantize_command(CLI::App& app, std::function<int()>& chosen) {
+  auto options = std::make_shared<QuantizeCommand>();
+  CLI::App* command =
+      app.add_subcommand("quantize", "Quantizes the experts of a checkpoint for a named consumer");
+  command->add_option("IN", options->input, "checkpoint directory")->required();
+  command->add_option("OUT", options->output, "directory to write")->required();
+  command
+      ->add_option(
+          "--format", options->request.format,
+          fmt::format("how the experts are written: {}", fmt::join(export_format_names(), ", ")))
+      ->required();
+  command
+      ->add_option("--group-size", options->request.group_size,
+                   "inputs of one scale of integers (0: the format's own)")
+      ->check(CLI::Range(0, 65536));
+  command->add_option("--method", options->method, "how codes are chosen")
+      ->check(CLI::IsMember({"rtn"}))
+      ->capture_default_str();
+  command->add_option("--stats", options->stats,
+                      "what gantry calibrate wrote: for static input scales");
+  command->add_option("--include", options->request.include,
+                      "also quantize these linear layers (wildcard, or re:REGEX); repeatable");
+  command->add_option("--ignore", options->request.ignore,
+                      "leave these linear layers as they are; repeatable");
+  command->add_option("--shard-size", options->shard_bytes, "largest file: 5G, 800M; 0: one file")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->capture_default_str();
+  command->add_option("--memory", options->memory_bytes, "memory of the jobs under way: 4G")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->capture_default_str();
+  command->add_flag("--resume", options->resume, "continue a run that was stopped");
+  add_common_options(*command, options->common);
+  command->callback(
+      [options, &chosen] { chosen = [options] { return run_quantize_command(*options); }; });
+}
+
+}  // namespace gantry::cli
