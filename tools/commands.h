@@ -14,6 +14,7 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen);
 void add_run_command(CLI::App& app, std::function<int()>& chosen);
 void add_synth_command(CLI::App& app, std::function<int()>& chosen);
 void add_bench_command(CLI::App& app, std::function<int()>& chosen);
+void add_calibrate_command(CLI::App& app, std::function<int()>& chosen);
 void add_diff_command(CLI::App& app, std::function<int()>& chosen);
 
 }  // namespace gantry::cli
