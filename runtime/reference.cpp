@@ -12,10 +12,8 @@
 #include "loader/tensor_geometry.h"
 
 namespace gantry {
-namespace {
 
-// The number behind the first "layers" or "blocks" segment of a path.
-std::optional<int> layer_of(const std::string& block, std::string_view container) {
+std::optional<int> layer_of_block(const std::string& block, std::string_view container) {
   const std::string stem = std::string(container) + ".";
   for (size_t at = block.find(stem); at != std::string::npos; at = block.find(stem, at + 1)) {
     if (at != 0 && block[at - 1] != '.') continue;
@@ -28,16 +26,6 @@ std::optional<int> layer_of(const std::string& block, std::string_view container
   return std::nullopt;
 }
 
-std::vector<float> read_floats(const SafetensorsFile& file, const TensorInfo& info) {
-  GANTRY_CHECK(is_plain_float(info.dtype), ErrorCode::kFormat, "{}: {}: expected floats, found {}",
-               file.path().string(), info.name, describe(info));
-  std::vector<std::byte> raw(static_cast<size_t>(info.num_bytes()));
-  file.read(info.begin, raw.data(), info.num_bytes());
-  std::vector<float> values(static_cast<size_t>(info.num_elements()));
-  convert_to_f32(raw.data(), info.dtype, info.num_elements(), values.data());
-  return values;
-}
-
 std::vector<int32_t> read_token_ids(const SafetensorsFile& file) {
   const TensorInfo* info = file.find("input_ids");
   if (info == nullptr || info->dtype != DType::kI64) return {};
@@ -48,6 +36,18 @@ std::vector<int32_t> read_token_ids(const SafetensorsFile& file) {
   for (const int64_t id : wide)
     ids.push_back(static_cast<int32_t>(id));
   return ids;
+}
+
+namespace {
+
+std::vector<float> read_floats(const SafetensorsFile& file, const TensorInfo& info) {
+  GANTRY_CHECK(is_plain_float(info.dtype), ErrorCode::kFormat, "{}: {}: expected floats, found {}",
+               file.path().string(), info.name, describe(info));
+  std::vector<std::byte> raw(static_cast<size_t>(info.num_bytes()));
+  file.read(info.begin, raw.data(), info.num_bytes());
+  std::vector<float> values(static_cast<size_t>(info.num_elements()));
+  convert_to_f32(raw.data(), info.dtype, info.num_elements(), values.data());
+  return values;
 }
 
 // Two modules of one layer (Granite's MoE block and the shared MLP beside it) that saw the same
@@ -76,7 +76,7 @@ Reference read_reference(const std::filesystem::path& path, const MoeModelConfig
     if (!input.name.ends_with(kSuffix)) continue;
     const std::string block = input.name.substr(0, input.name.size() - kSuffix.size());
     const TensorInfo* output = file.find(block + ".output");
-    const std::optional<int> layer = layer_of(block, config.family->container);
+    const std::optional<int> layer = layer_of_block(block, config.family->container);
     if (output == nullptr || !layer) continue;
     const MoeLayerSpec* spec = config.find_layer(*layer);
     if (spec == nullptr) continue;

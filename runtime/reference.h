@@ -3,11 +3,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/base/export.h"
 #include "loader/moe_config.h"
+#include "loader/safetensors.h"
 
 namespace gantry GANTRY_API {
 
@@ -31,6 +34,13 @@ struct Reference {
   /// Some block has an output_act_quant.
   [[nodiscard]] bool has_act_quant() const noexcept;
 };
+
+/// The layer of a block's path: the number behind its first "layers" (or whatever the family's
+/// container is) segment.
+std::optional<int> layer_of_block(const std::string& block, std::string_view container);
+
+/// The file's "input_ids" [T] i64, or empty.
+std::vector<int32_t> read_token_ids(const SafetensorsFile& file);
 
 /// Reads the blocks of MoE layers. Block paths may be those of the checkpoint or of the module
 /// tree: only the layer number in them counts.

@@ -15,6 +15,7 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen);
 void add_synth_command(CLI::App& app, std::function<int()>& chosen);
 void add_quantize_command(CLI::App& app, std::function<int()>& chosen);
 void add_bench_command(CLI::App& app, std::function<int()>& chosen);
+void add_calibrate_command(CLI::App& app, std::function<int()>& chosen);
 void add_diff_command(CLI::App& app, std::function<int()>& chosen);
 
 }  // namespace gantry::cli

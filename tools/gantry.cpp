@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   cli::add_synth_command(app, chosen);
   cli::add_quantize_command(app, chosen);
   cli::add_bench_command(app, chosen);
+  cli::add_calibrate_command(app, chosen);
   cli::add_diff_command(app, chosen);
   try {
     app.parse(argc, argv);
