@@ -10,6 +10,8 @@ const T* pointer(const DeviceBuffer& buffer) {
   return buffer.size() > 0 ? buffer.as<T>() : nullptr;
 }
 
+}  // namespace
+
 DeviceRouting device_routing(const RoutingSpec& spec) {
   return {.method = spec.method,
           .scoring = spec.scoring,
@@ -29,8 +31,6 @@ DeviceRouting device_routing(const RoutingSpec& spec) {
           .jitter_epsilon = spec.jitter_epsilon,
           .shared_weight = spec.shared_weight};
 }
-
-}  // namespace
 
 DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
                              DeviceScratch& scratch, StreamHandle stream)

@@ -7,6 +7,9 @@
 
 namespace gantry {
 
+/// What a kernel takes of a spec. Internal.
+DeviceRouting device_routing(const RoutingSpec& spec);
+
 /// One chunk of a forward call on a GPU: the launches, in order. Internal.
 class DeviceForward {
  public:

@@ -73,6 +73,34 @@ class CudaDevice final : public Device {
     check_cuda(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
 
+  GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) override {
+    use();
+    check_cuda(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal),
+               "cudaStreamBeginCapture");
+    cudaGraph_t graph = nullptr;
+    try {
+      enqueue();
+    } catch (...) {
+      note(cudaStreamEndCapture(stream_of(stream), &graph), "cudaStreamEndCapture");
+      if (graph != nullptr) note(cudaGraphDestroy(graph), "cudaGraphDestroy");
+      throw;
+    }
+    check_cuda(cudaStreamEndCapture(stream_of(stream), &graph), "cudaStreamEndCapture");
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
+    note(cudaGraphDestroy(graph), "cudaGraphDestroy");
+    check_cuda(made, "cudaGraphInstantiate");
+    return executable;
+  }
+  void launch_graph(GraphHandle graph, StreamHandle stream) override {
+    use();
+    check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(stream)),
+               "cudaGraphLaunch");
+  }
+  void destroy_graph(GraphHandle graph) noexcept override {
+    note(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)), "cudaGraphExecDestroy");
+  }
+
   void copy_in(void* device, const void* host, size_t bytes, StreamHandle stream) override {
     copy(device, host, bytes, cudaMemcpyHostToDevice, stream);
   }

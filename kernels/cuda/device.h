@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -16,6 +17,8 @@ struct DeviceKernels;
 /// A CUDA stream (`cudaStream_t`), without its header; null is the default stream. Always the
 /// caller's: nothing here makes streams of its own unless told to.
 using StreamHandle = void*;
+/// A CUDA graph that can be launched (`cudaGraphExec_t`).
+using GraphHandle = void*;
 
 /// What kernels and their launches depend on.
 struct DeviceAttributes {
@@ -49,6 +52,11 @@ class Device {
   virtual void destroy_stream(StreamHandle stream) noexcept = 0;
   /// Waits for everything on the stream. @throws Error kCuda if something of it failed
   virtual void synchronize(StreamHandle stream) = 0;
+
+  /// Records what `enqueue` puts on the stream, without running it.
+  virtual GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) = 0;
+  virtual void launch_graph(GraphHandle graph, StreamHandle stream) = 0;
+  virtual void destroy_graph(GraphHandle graph) noexcept = 0;
 
   virtual void copy_in(void* device, const void* host, size_t bytes, StreamHandle stream) = 0;
   virtual void copy_out(void* host, const void* device, size_t bytes, StreamHandle stream) = 0;
@@ -134,6 +142,22 @@ class OwnedStream {
  private:
   std::shared_ptr<Device> device_;
   StreamHandle handle_;
+};
+
+/// Owns a graph.
+class OwnedGraph {
+ public:
+  OwnedGraph(std::shared_ptr<Device> device, StreamHandle stream,
+             const std::function<void()>& enqueue)
+      : device_(std::move(device)), handle_(device_->capture(stream, enqueue)) {}
+  OwnedGraph(const OwnedGraph&) = delete;
+  OwnedGraph& operator=(const OwnedGraph&) = delete;
+  ~OwnedGraph() { device_->destroy_graph(handle_); }
+  void launch(StreamHandle stream) const { device_->launch_graph(handle_, stream); }
+
+ private:
+  std::shared_ptr<Device> device_;
+  GraphHandle handle_;
 };
 
 }  // namespace gantry

@@ -27,6 +27,11 @@ DeviceMatrix device_matrix(const PackedLayout& layout) {
   const WeightFormat& format = layout.format;
   GANTRY_CHECK(!format.grouped() || format.group % kTileRows == 0, ErrorCode::kUnsupported,
                "GPU kernels read groups of a multiple of 16 inputs, found {}", to_string(format));
+  const bool integers =
+      format.element == WeightElement::kInt4 || format.element == WeightElement::kInt8;
+  // A code less its zero point must be exact in bf16: integers up to 256 are.
+  GANTRY_CHECK(!format.zero_points || integers, ErrorCode::kUnsupported,
+               "GPU kernels read zero points of integers only, found {}", to_string(format));
   DeviceMatrix m;
   m.element = device_element(layout);
   m.scale = format.scale;

@@ -116,7 +116,8 @@ GANTRY_HD constexpr int element_bit(DeviceElement element, int step, int e) noex
 }
 
 /// The layout of a matrix on the GPU.
-/// @throws Error kUnsupported if groups are no multiple of 16
+/// @throws Error kUnsupported if groups are no multiple of 16, or codes with zero points no
+/// integers
 DeviceMatrix device_matrix(const PackedLayout& layout);
 
 /// Rows of activations [rows, k] as the B operand: 8 rows x 8 k are 128 bytes in a row ("core
