@@ -13,6 +13,7 @@
 #include "loader/tensor_map.h"
 #include "loader/weight_loader.h"
 #include "parallel/expert_placement.h"
+#include "runtime/device_moe_layer.h"
 #include "runtime/fused_moe_layer.h"
 
 namespace gantry GANTRY_API {
@@ -71,6 +72,12 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                            const LoadOptions& load_options,
                                            const FusedMoeOptions& options, const LayerBatch* batch,
                                            int repeat = 1, const RankSetup& ranks = {});
+
+/// The same on one GPU: one rank, all experts. Times are those of whole calls, with the copies of
+/// the batch in and out.
+RankResult run_layer_on_device(MoeModel& model, int layer, const std::shared_ptr<Device>& device,
+                               const LoadOptions& load_options, const DeviceMoeOptions& options,
+                               const LayerBatch* batch, int repeat = 1);
 
 /// The whole output [T, H] from the ranks that lead their token groups.
 std::vector<float> gather_outputs(const std::vector<RankResult>& results,

@@ -6,6 +6,7 @@
 
 #include "kernels/base/export.h"
 #include "loader/weight_loader.h"
+#include "runtime/device_moe_layer.h"
 #include "runtime/moe_model.h"
 #include "runtime/reference.h"
 
@@ -22,6 +23,9 @@ struct VerifySettings {
   /// Largest relative error; 0: default_tolerance(activations), with kScheme scheme_tolerance.
   double tolerance = 0.0;
   LoadOptions load;
+  /// A GPU that runs the layers instead of the CPU: one rank, bf16 activations.
+  std::shared_ptr<Device> device{};
+  DeviceMoeOptions device_options{};
 };
 
 /// 1e-5 for f32, 1e-2 for bf16: f32 sums of a few thousand terms stay below 1e-6; rounding to bf16

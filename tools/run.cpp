@@ -13,6 +13,7 @@
 #include "runtime/moe_model.h"
 #include "tools/activation_option.h"
 #include "tools/commands.h"
+#include "tools/device_option.h"
 #include "tools/rank_session.h"
 
 namespace gantry::cli {
@@ -29,6 +30,7 @@ struct RunOptions {
   std::string input;
   std::string output;
   std::string activations;  // empty: as the checkpoint declares
+  std::string device = "cpu";
   int repeat = 3;
   uint64_t seed = 0;
   std::vector<std::string> allow;
@@ -153,6 +155,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   const ParallelConfig parallel = options.parallel.config();
   const LayerRange range = parse_layer_range(options.layers);
   GANTRY_CHECK(options.tokens >= 0, ErrorCode::kInvalidArgument, "--tokens: expected at least 0");
+  const auto device = open_chosen_device(options.device, parallel, options.activations, output);
   MoeModel model(options.directory, /*names_only=*/false);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);
@@ -180,8 +183,8 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   load.threads = options.common.make_threads();
   FusedMoeOptions run;
   run.threads = load.threads;
-  const ActivationChoice activations =
-      choose_activations(options.activations, model_activations(config, model.tensors()));
+  const ActivationChoice activations = choose_activations(
+      device == nullptr ? options.activations : "bf16", model_activations(config, model.tensors()));
   run.activations = activations.dtype;
   run.avx512_dot = ranks.agreed_avx512_dot();
   Fingerprint input;
@@ -221,8 +224,13 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   for (const MoeLayerSpec& spec : layers) {
     const std::vector<int32_t> token_ids = made_up_token_ids(spec, num_tokens);
     const LayerBatch batch{hidden, token_ids, {}};
-    const auto results = run_layer_on_ranks(model, spec.layer, parallel, placement, load, run,
-                                            &batch, options.repeat, ranks.setup());
+    const std::vector<RankResult> results =
+        device == nullptr
+            ? run_layer_on_ranks(model, spec.layer, parallel, placement, load, run, &batch,
+                                 options.repeat, ranks.setup())
+            : std::vector<RankResult>{run_layer_on_device(model, spec.layer, device, load,
+                                                          {.threads = load.threads}, &batch,
+                                                          options.repeat)};
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;
@@ -277,6 +285,7 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--input", options->input, "safetensors file with hidden_states [T, H]");
   command->add_option("--output", options->output, "safetensors file to write layers.N.output to");
   add_activation_option(*command, options->activations);
+  add_device_option(*command, options->device);
   command->add_option("--repeat", options->repeat, "forward calls a layer; the median is shown")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -9,6 +9,7 @@
 #include "runtime/verification.h"
 #include "tools/activation_option.h"
 #include "tools/commands.h"
+#include "tools/device_option.h"
 #include "tools/rank_session.h"
 
 namespace gantry::cli {
@@ -21,7 +22,8 @@ struct VerifyOptions {
   bool names_only = false;
   std::string reference;
   std::string activations;  // empty: as the checkpoint declares
-  double tolerance = 0.0;   // 0: the default of the activations
+  std::string device = "cpu";
+  double tolerance = 0.0;  // 0: the default of the activations
   size_t max_findings = 50;
   std::vector<std::string> allow;
 };
@@ -102,6 +104,7 @@ void print_block(const BlockResult& block, const Output& output) {
 int run_verify(const VerifyOptions& options, RankSession& ranks) {
   const Output output(options.common);
   const ParallelConfig parallel = options.parallel.config();
+  const auto device = open_chosen_device(options.device, parallel, options.activations, output);
   MoeModel model(options.directory, options.names_only);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);
@@ -124,9 +127,9 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
 
   std::optional<Reference> reference;
   if (!options.reference.empty()) reference = read_reference(options.reference, config);
-  const ActivationChoice activations =
-      choose_activations(options.activations, model_activations(config, model.tensors()),
-                         !reference || reference->has_act_quant());
+  const ActivationChoice activations = choose_activations(
+      device == nullptr ? options.activations : "bf16", model_activations(config, model.tensors()),
+      !reference || reference->has_act_quant());
   output.text(fmt::format("activations: {}", activations.text));
   output.event("activations",
                {{"dtype", to_string(activations.dtype)}, {"text", activations.text}});
@@ -140,6 +143,8 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
     settings.placement = options.parallel.placement_of(config);
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
+    settings.device = device;
+    settings.device_options.threads = options.common.make_threads();
     settings.load.threads = options.common.make_threads();
     settings.load.progress = [&](int64_t bytes) { progress.add(bytes); };
     verified = verify_model(model, reference ? &*reference : nullptr, settings,
@@ -165,6 +170,7 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--reference", options->reference,
                       "safetensors file with <block>.input and <block>.output to compare with");
   add_activation_option(*command, options->activations);
+  add_device_option(*command, options->device);
   command->add_option("--tolerance", options->tolerance,
                       "largest relative error (default 1e-5 for f32, 1e-2 for bf16; for a scheme "
                       "by its format and the batch)");

@@ -3,53 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/activation/activation_math.h"
 #include "kernels/base/check.h"
 
-// One small function a kind, applied by one loop. NaN in the input stays NaN: clamps are written so
-// that a comparison with NaN keeps it.
+// One small function a kind (activation_math.h), applied by one loop.
 
 namespace gantry {
 namespace {
 
-float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
-float silu(float x) { return x * sigmoid(x); }
-
-float clamp_above(float x, float high) { return x > high ? high : x; }
-float clamp_both(float x, float limit) { return x > limit ? limit : (x < -limit ? -limit : x); }
-
-float gelu(float x) {
-  constexpr float kInvSqrt2 = 0.70710678118654752440F;
-  return 0.5F * x * (1.0F + std::erf(x * kInvSqrt2));
-}
-
-float gelu_tanh(float x) {
-  constexpr float kSqrt2OverPi = 0.79788456080286535588F;
-  return 0.5F * x * (1.0F + std::tanh(kSqrt2OverPi * (x + 0.044715F * x * x * x)));
-}
-
-float relu2(float x) {
-  const float positive = x < 0.0F ? 0.0F : x;
-  return positive * positive;
-}
-
-float clamped_silu(const ActivationSpec& s, float a, float u) {
-  if (s.limit <= 0.0F) return silu(a) * u;
-  return silu(clamp_above(a, s.limit)) * clamp_both(u, s.limit);
-}
-
-float swiglu_oai(const ActivationSpec& s, float a, float u) {
-  const float gate = clamp_above(a, s.limit);
-  return gate * sigmoid(s.alpha * gate) * (clamp_both(u, s.limit) + s.beta);
-}
-
-float swiglu_step(const ActivationSpec& s, float a, float u) {
-  return clamp_above(silu(a), s.limit) * clamp_both(u, s.limit);
-}
-
-float situ(const ActivationSpec& s, float a, float u) {
-  const float up = s.linear_beta > 0.0F ? s.linear_beta * std::tanh(u / s.linear_beta) : u;
-  return s.beta * std::tanh(a / s.beta) * sigmoid(a) * up;
-}
+using namespace activation_math;
 
 // Where the operands of one call stand.
 struct Rows {

@@ -16,6 +16,8 @@ option(GANTRY_BUILD_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(GANTRY_BUILD_SHARED "Build libgantry.so beside the static libraries" ON)
 option(GANTRY_BUILD_FUZZERS "Build the libFuzzer targets (needs clang)" OFF)
 option(GANTRY_WERROR "Treat warnings as errors" OFF)
+set(GANTRY_CUDA_ARCHS "80;90a-real" CACHE STRING
+    "GPU architectures: 80 alone is code for sm_80 and PTX that later GPUs compile when they load it")
 set(GANTRY_SANITIZE "" CACHE STRING "Sanitizers for everything, e.g. address,undefined or thread")
 
 if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)

@@ -3,9 +3,12 @@
 # Compiler flags that every target of ours shares.
 function(gantry_configure target)
   target_compile_features(${target} PUBLIC cxx_std_20)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wconversion)
+  # nvcc has its own warnings, of which all count; its host code goes through no -Wconversion.
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wconversion>)
   if(GANTRY_WERROR)
-    target_compile_options(${target} PRIVATE -Werror)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CXX>:-Werror> $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
   endif()
   if(GANTRY_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${GANTRY_SANITIZE} -fno-omit-frame-pointer
@@ -47,6 +50,9 @@ function(gantry_add_shared_library)
   target_link_libraries(gantry_shared PRIVATE $<BUILD_INTERFACE:fmt::fmt>
                                               $<BUILD_INTERFACE:spdlog::spdlog>
                                               $<BUILD_INTERFACE:OpenMP::OpenMP_CXX>)
+  if(GANTRY_HAVE_CUDA)
+    target_link_libraries(gantry_shared PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
+  endif()
   # A missing symbol shows here and not in the program that loads the library; sanitizers' own
   # symbols come from that program.
   if(NOT GANTRY_SANITIZE)

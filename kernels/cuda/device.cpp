@@ -1,0 +1,64 @@
+#include "kernels/cuda/device.h"
+
+#include <charconv>
+
+#include "kernels/base/check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/device_kernels.h"
+
+namespace gantry {
+namespace {
+
+int device_index(std::string_view name) {
+  if (name == "cuda") return 0;
+  int index = -1;
+  constexpr std::string_view kPrefix = "cuda:";
+  if (name.starts_with(kPrefix)) {
+    const char* end = name.data() + name.size();
+    const auto [rest, error] = std::from_chars(name.data() + kPrefix.size(), end, index);
+    if (error != std::errc() || rest != end) index = -1;
+  }
+  GANTRY_CHECK(index >= 0, ErrorCode::kInvalidArgument,
+               "device: expected cuda, cuda:N or emulated, found '{}'", name);
+  return index;
+}
+
+}  // namespace
+
+std::shared_ptr<Device> open_device(std::string_view name) {
+  if (name == "emulated") return open_emulated_device();
+  return open_cuda_device(device_index(name));
+}
+
+std::string launch_problem(const LaunchShape& shape, const DeviceAttributes& attributes) {
+  constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of gridDim.x, on every GPU
+  if (shape.blocks < 0 || shape.blocks > kMostBlocks) {
+    return fmt::format("{} blocks, the limit is {}", shape.blocks, kMostBlocks);
+  }
+  if (shape.threads < 32 || shape.threads % 32 != 0 ||
+      shape.threads > attributes.max_threads_per_block) {
+    return fmt::format("{} threads a block, the limit is {}", shape.threads,
+                       attributes.max_threads_per_block);
+  }
+  if (shape.shared_bytes > attributes.shared_bytes_per_block) {
+    return fmt::format("{} bytes of shared memory a block, {} has {}", shape.shared_bytes,
+                       attributes.name, attributes.shared_bytes_per_block);
+  }
+  return "";
+}
+
+int choose_gemm(int64_t num_choices, int64_t num_slots) noexcept {
+  const int64_t used = num_choices < num_slots ? num_choices : num_slots;
+  const int64_t rows = used > 0 ? ceil_div(num_choices, used) : 0;
+  // The tiled kernel pays once it is half full; below, one more pass over the weights is cheaper.
+  constexpr int64_t kTiledFrom = 64;
+  if (rows >= kTiledFrom) return 3;
+  return rows <= 8 ? 0 : (rows <= 16 ? 1 : 2);
+}
+
+int64_t most_gemm_blocks(const DeviceAttributes& attributes) noexcept {
+  constexpr int64_t kBlocksOfSm = 16;  // 4 warps each: 64 warps are what an SM holds
+  return attributes.num_sms * kBlocksOfSm;
+}
+
+}  // namespace gantry

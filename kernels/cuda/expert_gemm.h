@@ -1,0 +1,123 @@
+#pragma once
+
+// What the grouped GEMM kernels share: their parameters, and what becomes of a tile of sums.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/activation/activation_math.h"
+#include "kernels/cuda/device_matrix.h"
+#include "kernels/cuda/float_bits.h"
+#include "kernels/cuda/plan_kernel.h"
+#include "kernels/cuda/weight_fragments.h"
+
+namespace gantry {
+
+/// One of the two GEMMs of all experts. Plain data, passed to the kernel by value.
+///
+///   activated: rows[r, j] = activation(sums of gate j, of up j), rounded to bf16 or f16
+///   else:      y[r, o] = sum + bias, f32
+struct ExpertGemm {
+  const std::byte* slots = nullptr;  ///< device slots
+  int64_t slot_stride = 0;
+  int64_t matrix_offset = 0;  ///< bytes from the start of a slot
+  int64_t bias_offset = -1;   ///< f32 [n]; -1: none
+  DeviceMatrix matrix = {};
+  const uint16_t* x = nullptr;  ///< rows in the order of row_element, of matrix.padded_k columns
+  const TokenTile* tiles = nullptr;  ///< of RowPlan; null: dense_rows rows of slot 0
+  const int32_t* totals = nullptr;   ///< of RowPlan
+  int64_t dense_rows = 0;
+  int64_t max_tiles = 0;  ///< token tiles at most
+  bool activated = false;
+  bool f16 = false;  ///< rows are f16, else bf16
+  ActivationSpec activation = {};
+  uint16_t* rows =
+      nullptr;         ///< activated: in the order of row_element, matrix.padded_outputs() columns
+  float* y = nullptr;  ///< else: [rows, n]
+
+  [[nodiscard]] GANTRY_DEVICE int64_t num_tiles(int tile_rows) const {
+    return tiles != nullptr ? totals[1] : ceil_div(dense_rows, int64_t{tile_rows});
+  }
+  [[nodiscard]] GANTRY_DEVICE TokenTile tile(int64_t index, int tile_rows) const {
+    if (tiles != nullptr) return tiles[index];
+    const int64_t first = index * tile_rows;
+    const int64_t left = dense_rows - first;
+    return {0, static_cast<int32_t>(first),
+            static_cast<int32_t>(left < tile_rows ? left : tile_rows)};
+  }
+  [[nodiscard]] GANTRY_DEVICE const std::byte* matrix_of(int32_t slot) const {
+    return slots + slot * slot_stride + matrix_offset;
+  }
+
+  /// Scales, biases, activation and store of one mma tile: c[e] of mma_c_place, outputs of
+  /// `weight_tile`, tokens first_row + 8 * column_tile and on.
+  GANTRY_DEVICE void finish(const TokenTile& tokens, int64_t weight_tile, int column_tile, int lane,
+                            const float (&c)[4]) const {
+    float sums[4];
+    for (int half = 0; half < 2; ++half) {
+      const int r = lane / 4 + 8 * half;
+      const int64_t row = matrix.row_at(weight_tile, r);
+      float scale = 1.0F;
+      if (matrix.output_scale) {
+        scale = *reinterpret_cast<const float*>(matrix_of(tokens.slot) + matrix.output_scales +
+                                                (weight_tile * kTileRows + r) * 4);
+      }
+      float bias = 0.0F;
+      if (bias_offset >= 0 && row >= 0) {
+        bias = reinterpret_cast<const float*>(slots + tokens.slot * slot_stride + bias_offset)[row];
+      }
+      sums[2 * half] = c[2 * half] * scale + bias;
+      sums[2 * half + 1] = c[2 * half + 1] * scale + bias;
+    }
+    for (int j = 0; j < 2; ++j) {
+      const int token = 8 * column_tile + lane % 4 * 2 + j;
+      if (activated) {
+        store_activated(tokens, weight_tile, token, lane, sums[j], sums[2 + j]);
+      } else if (token < tokens.num_rows) {
+        store_sums(tokens, weight_tile, token, lane, sums[j], sums[2 + j]);
+      }
+    }
+  }
+
+ private:
+  GANTRY_DEVICE void store_sums(const TokenTile& tokens, int64_t weight_tile, int token, int lane,
+                                float first, float second) const {
+    float* target = y + (tokens.first_row + token) * matrix.n;
+    const int64_t row = matrix.row_at(weight_tile, lane / 4);
+    const int64_t below = matrix.row_at(weight_tile, lane / 4 + 8);
+    if (row >= 0) target[row] = first;
+    if (below >= 0) target[below] = second;
+  }
+
+  // Padding of the outputs is stored too, as zeros: it is the next matrix' k.
+  GANTRY_DEVICE void store_activated(const TokenTile& tokens, int64_t weight_tile, int token,
+                                     int lane, float first, float second) const {
+    const int64_t row = tokens.first_row + token;
+    if (matrix.gated) {
+      const int64_t neuron = weight_tile * 8 + lane / 4;
+      store_row(row, neuron, activation_math::activate(activation, first, second));
+      return;
+    }
+    const int64_t neuron = weight_tile * kTileRows + lane / 4;
+    store_row(row, neuron, activation_math::activate(activation, first, 0.0F));
+    store_row(row, neuron + 8, activation_math::activate(activation, second, 0.0F));
+  }
+
+  GANTRY_DEVICE void store_row(int64_t row, int64_t neuron, float value) const {
+    if (neuron >= matrix.num_outputs()) value = 0.0F;
+    rows[row_element(matrix.padded_outputs(), row, neuron)] =
+        static_cast<uint16_t>(f16 ? f32_to_f16_bits(value) : f32_to_bf16_bits(value));
+  }
+};
+
+template <DeviceElement kElement, class Machine>
+GANTRY_DEVICE void mma(Machine& m, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                       uint32_t b1) {
+  if constexpr (kElement == DeviceElement::kF16) {
+    m.mma_f16(c, a, b0, b1);
+  } else {
+    m.mma_bf16(c, a, b0, b1);
+  }
+}
+
+}  // namespace gantry

@@ -1,0 +1,38 @@
+#pragma once
+
+// Fills the GEMM rows of a table of kernels. `Backend::launch<Kernel>` starts a kernel.
+
+#include "kernels/cuda/device_kernels.h"
+#include "kernels/cuda/skinny_gemm.h"
+#include "kernels/cuda/tiled_gemm.h"
+
+namespace gantry {
+
+template <class Backend, DeviceElement kElement, int kColumns>
+void launch_skinny(const ExpertGemm& gemm, const DeviceAttributes& attributes,
+                   StreamHandle stream) {
+  const SkinnyGemm<kElement, kColumns> kernel{gemm};
+  Backend::launch(kernel, kernel.launch_shape(most_gemm_blocks(attributes)), attributes, stream);
+}
+
+template <class Backend, DeviceElement kElement>
+void launch_tiled(const ExpertGemm& gemm, const DeviceAttributes& attributes, StreamHandle stream) {
+  TiledGemm<kElement> kernel{gemm, 0};
+  kernel.num_stages = TiledGemm<kElement>::stages_in(attributes.shared_bytes_per_block);
+  Backend::launch(kernel, kernel.launch_shape(most_gemm_blocks(attributes)), attributes, stream);
+}
+
+template <class Backend, DeviceElement kElement>
+GemmLaunches gemm_launches() {
+  return {launch_skinny<Backend, kElement, kGemmColumns[0]>,
+          launch_skinny<Backend, kElement, kGemmColumns[1]>,
+          launch_skinny<Backend, kElement, kGemmColumns[2]>, launch_tiled<Backend, kElement>};
+}
+
+/// A kernel that knows its own launch shape.
+template <class Backend, class Kernel>
+void launch_plain(const Kernel& kernel, const DeviceAttributes& attributes, StreamHandle stream) {
+  Backend::launch(kernel, kernel.launch_shape(), attributes, stream);
+}
+
+}  // namespace gantry

@@ -1,0 +1,264 @@
+#include "runtime/device_forward.h"
+
+#include <cmath>
+
+namespace gantry {
+namespace {
+
+template <typename T>
+const T* pointer(const DeviceBuffer& buffer) {
+  return buffer.size() > 0 ? buffer.as<T>() : nullptr;
+}
+
+}  // namespace
+
+DeviceRouting device_routing(const RoutingSpec& spec) {
+  return {.method = spec.method,
+          .scoring = spec.scoring,
+          .group_score = spec.group_score,
+          .select_on_logits = spec.select_on_logits,
+          .renormalize = spec.renormalize,
+          .num_experts = spec.num_experts,
+          .top_k = spec.top_k,
+          .num_groups = spec.num_groups,
+          .topk_group = spec.topk_group,
+          .num_zero_experts = spec.num_zero_experts,
+          .num_fused_shared_experts = spec.num_fused_shared_experts,
+          .masked_score = spec.masked_score,
+          .renorm_epsilon = spec.renorm_epsilon,
+          .renorm_min = spec.renorm_min,
+          .scaling = spec.scaling,
+          .jitter_epsilon = spec.jitter_epsilon,
+          .shared_weight = spec.shared_weight};
+}
+
+DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
+                             DeviceScratch& scratch, StreamHandle stream)
+    : weights_(weights),
+      options_(options),
+      scratch_(scratch),
+      stream_(stream),
+      attributes_(weights.device->attributes()),
+      kernels_(weights.device->kernels()) {}
+
+void DeviceForward::run(const DeviceMoeInput& input, float* out) {
+  num_tokens_ = input.num_tokens;
+  if (num_tokens_ == 0) return;
+  route(input);
+  plan(input);
+  run_experts(input);
+  run_shared(input);
+  combine(input, out);
+}
+
+void DeviceForward::linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias,
+                           float* y, int64_t n, int64_t k, LinearEpilogue epilogue, float softcap) {
+  kernels_.linear({.x = x,
+                   .w = w.as<float>(),
+                   .bias = pointer<float>(bias),
+                   .y = y,
+                   .num_tokens = num_tokens_,
+                   .n = n,
+                   .k = k,
+                   .epilogue = epilogue,
+                   .softcap = softcap},
+                  attributes_, stream_);
+}
+
+void DeviceForward::route(const DeviceMoeInput& input) {
+  const MoeLayerSpec& spec = weights_.spec;
+  const int64_t h = spec.hidden_size;
+  if (input.topk_ids != nullptr) {  // of experts that were chosen elsewhere nobody is the identity
+    topk_ids_ = input.topk_ids;
+    topk_weights_ = input.topk_weights;
+    return;
+  }
+  const float* logits = input.router_logits;
+  if (logits == nullptr) {
+    const float* seen =
+        input.router_hidden_states != nullptr ? input.router_hidden_states : input.hidden_states;
+    if (spec.router_input_norm) {  // Gemma 4: x / rms(x) * scale / sqrt(H)
+      kernels_.rms_norm({.x = seen,
+                         .weight = weights_.router_scale.as<float>(),
+                         .y = scratch_.router_input,
+                         .num_tokens = num_tokens_,
+                         .k = h,
+                         .epsilon = spec.norm_epsilon,
+                         .factor = 1.0F / std::sqrt(static_cast<float>(h))},
+                        attributes_, stream_);
+      seen = scratch_.router_input;
+    }
+    const bool capped = spec.router_logit_softcap > 0.0F;
+    linear(seen, weights_.router, weights_.router_bias, scratch_.logits, spec.routing.num_experts,
+           h, capped ? LinearEpilogue::kSoftcap : LinearEpilogue::kNone, spec.router_logit_softcap);
+    logits = scratch_.logits;
+  }
+  kernels_.route({.spec = device_routing(spec.routing),
+                  .logits = logits,
+                  .token_ids = input.token_ids,
+                  .correction_bias = pointer<float>(weights_.correction_bias),
+                  .per_expert_scale = pointer<float>(weights_.per_expert_scale),
+                  .hash_table = pointer<int32_t>(weights_.hash_table),
+                  .vocab = weights_.vocab,
+                  .topk_ids = scratch_.topk_ids,
+                  .topk_weights = scratch_.topk_weights,
+                  .identity_weights = scratch_.identity,
+                  .num_tokens = num_tokens_},
+                 attributes_, stream_);
+  topk_ids_ = scratch_.topk_ids;
+  topk_weights_ = scratch_.topk_weights;
+  if (spec.routing.num_zero_experts > 0) identity_ = scratch_.identity;
+}
+
+void DeviceForward::plan(const DeviceMoeInput& input) {
+  const DeviceWeights::IdMap& ids = input.physical_ids ? weights_.physical : weights_.logical;
+  const int64_t choices = num_tokens_ * weights_.spec.routing.num_slots();
+  gemm_ = options_.batch_invariant ? 2 : choose_gemm(choices, weights_.num_slots);
+  plan_ = {.topk_ids = topk_ids_,
+           .expert_to_slot = ids.slot.as<int32_t>(),
+           .num_choices = choices,
+           .num_ids = ids.num_ids,
+           .num_slots = static_cast<int32_t>(weights_.num_slots),
+           .tile_rows = static_cast<int32_t>(8 * kGemmColumns[static_cast<size_t>(gemm_)]),
+           .chunk_rows = scratch_.chunk_rows,
+           .choice_row = scratch_.choice_row,
+           .row_choice = scratch_.row_choice,
+           .tiles = scratch_.tiles,
+           .totals = scratch_.totals};
+  scratch_.last_choices = input.physical_ids ? 0 : choices;
+  scratch_.last_ids = topk_ids_;
+  kernels_.count_choices({plan_}, attributes_, stream_);
+  kernels_.scan_counts({plan_}, attributes_, stream_);
+  kernels_.place_choices({plan_}, attributes_, stream_);
+}
+
+void DeviceForward::run_experts(const DeviceMoeInput& input) {
+  const MoeLayerSpec& spec = weights_.spec;
+  const float* x = input.hidden_states;
+  if (spec.has_latent()) {
+    linear(x, weights_.latent_in, weights_.latent_in_bias, scratch_.expert_input,
+           spec.expert_hidden_size, spec.hidden_size);
+    x = scratch_.expert_input;
+  }
+  const DeviceMatrix& w13 = weights_.layout.w13;
+  const bool f16 = w13.element == DeviceElement::kF16;
+  kernels_.gather({.x = x,
+                   .row_choice = scratch_.row_choice,
+                   .totals = scratch_.totals,
+                   .scale = spec.router_weight_on_input ? topk_weights_ : nullptr,
+                   .num_tokens = num_tokens_,
+                   .top_k = spec.routing.num_slots(),
+                   .k = w13.k,
+                   .padded_k = w13.padded_k,
+                   .max_rows = RowPlan::max_rows(plan_.num_choices, plan_.num_slots),
+                   .f16 = f16,
+                   .rows = scratch_.rows},
+                  attributes_, stream_);
+  const ExpertGemm common{
+      .slots = weights_.slots.data(),
+      .slot_stride = weights_.layout.stride_bytes,
+      .tiles = scratch_.tiles,
+      .totals = scratch_.totals,
+      .max_tiles = RowPlan::max_tiles(plan_.num_choices, plan_.num_slots, plan_.tile_rows),
+      .activation = spec.activation};
+  run_gemms(common, weights_.layout, scratch_.rows, scratch_.intermediate, scratch_.y, gemm_);
+  if (!spec.has_latent()) return;
+  kernels_.combine(
+      {.y = scratch_.y,
+       .choice_row = scratch_.choice_row,
+       .topk_ids = topk_ids_,
+       .id_rank = (input.physical_ids ? weights_.physical : weights_.logical).rank.as<int32_t>(),
+       .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+       .scale = 1.0F,
+       .num_tokens = num_tokens_,
+       .top_k = spec.routing.num_slots(),
+       .n = spec.expert_hidden_size,
+       .out = scratch_.latent_sum},
+      attributes_, stream_);
+  linear(scratch_.latent_sum, weights_.latent_out, weights_.latent_out_bias, scratch_.base,
+         spec.hidden_size, spec.expert_hidden_size);
+  base_ = scratch_.base;
+}
+
+void DeviceForward::run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout,
+                              const uint16_t* rows, uint16_t* intermediate, float* y,
+                              int columns_index) {
+  const auto columns = static_cast<size_t>(columns_index);
+  ExpertGemm first = common;
+  first.matrix_offset = 0;
+  first.bias_offset = layout.b13_offset;
+  first.matrix = layout.w13;
+  first.x = rows;
+  first.activated = true;
+  first.f16 = layout.w2.element == DeviceElement::kF16;
+  first.rows = intermediate;
+  kernels_.gemm[static_cast<size_t>(layout.w13.element)][columns](first, attributes_, stream_);
+  ExpertGemm second = common;
+  second.matrix_offset = layout.w2_offset;
+  second.bias_offset = layout.b2_offset;
+  second.matrix = layout.w2;
+  second.x = intermediate;
+  second.y = y;
+  kernels_.gemm[static_cast<size_t>(layout.w2.element)][columns](second, attributes_, stream_);
+}
+
+void DeviceForward::run_shared(const DeviceMoeInput& input) {
+  if (weights_.shared.size() == 0 || options_.skip_shared_experts) return;
+  const DeviceMatrix& w13 = weights_.shared_layout.w13;
+  kernels_.gather({.x = input.hidden_states,
+                   .num_tokens = num_tokens_,
+                   .top_k = 1,
+                   .k = w13.k,
+                   .padded_k = w13.padded_k,
+                   .max_rows = align_to(num_tokens_, kTokenTile),
+                   .f16 = w13.element == DeviceElement::kF16,
+                   .rows = scratch_.shared_rows},
+                  attributes_, stream_);
+  const int columns = options_.batch_invariant ? 2 : choose_gemm(num_tokens_, 1);
+  const ExpertGemm common{
+      .slots = weights_.shared.data(),
+      .slot_stride = weights_.shared_layout.stride_bytes,
+      .dense_rows = num_tokens_,
+      .max_tiles = ceil_div(num_tokens_, int64_t{8} * kGemmColumns[static_cast<size_t>(columns)]),
+      .activation = weights_.spec.shared.activation};
+  run_gemms(common, weights_.shared_layout, scratch_.shared_rows, scratch_.shared_intermediate,
+            scratch_.shared_y, columns);
+  if (weights_.shared_gate.size() > 0) {
+    linear(input.hidden_states, weights_.shared_gate, {}, scratch_.gate, 1,
+           weights_.spec.hidden_size, LinearEpilogue::kSigmoid);
+  }
+}
+
+void DeviceForward::combine(const DeviceMoeInput& input, float* out) {
+  const MoeLayerSpec& spec = weights_.spec;
+  const bool has_shared = weights_.shared.size() > 0 && !options_.skip_shared_experts;
+  const bool has_gate = has_shared && weights_.shared_gate.size() > 0;
+  kernels_.combine(
+      {.base = base_,
+       .y = spec.has_latent() ? nullptr : scratch_.y,
+       .choice_row = scratch_.choice_row,
+       .topk_ids = topk_ids_,
+       .id_rank = (input.physical_ids ? weights_.physical : weights_.logical).rank.as<int32_t>(),
+       .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+       .identity = identity_,
+       .x = input.hidden_states,
+       .shared = has_shared ? scratch_.shared_y : nullptr,
+       .gate = has_gate ? scratch_.gate : nullptr,
+       .scale = spec.output_scale,
+       .num_tokens = num_tokens_,
+       .top_k = spec.routing.num_slots(),
+       .n = spec.hidden_size,
+       .out = out},
+      attributes_, stream_);
+  if (!spec.output_norm) return;
+  kernels_.rms_norm({.x = out,
+                     .weight = weights_.output_norm.as<float>(),
+                     .y = out,
+                     .num_tokens = num_tokens_,
+                     .k = spec.hidden_size,
+                     .epsilon = spec.norm_epsilon,
+                     .factor = 1.0F},
+                    attributes_, stream_);
+}
+
+}  // namespace gantry

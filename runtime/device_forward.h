@@ -1,0 +1,48 @@
+#pragma once
+
+#include "kernels/cuda/device_kernels.h"
+#include "runtime/device_moe_layer.h"
+#include "runtime/device_scratch.h"
+#include "runtime/device_weights.h"
+
+namespace gantry {
+
+/// What a kernel takes of a spec. Internal.
+DeviceRouting device_routing(const RoutingSpec& spec);
+
+/// One chunk of a forward call on a GPU: the launches, in order. Internal.
+class DeviceForward {
+ public:
+  DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
+                DeviceScratch& scratch, StreamHandle stream);
+
+  void run(const DeviceMoeInput& input, float* out);
+
+ private:
+  void route(const DeviceMoeInput& input);
+  void plan(const DeviceMoeInput& input);
+  void run_experts(const DeviceMoeInput& input);
+  void run_shared(const DeviceMoeInput& input);
+  void combine(const DeviceMoeInput& input, float* out);
+  void linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias, float* y, int64_t n,
+              int64_t k, LinearEpilogue epilogue = LinearEpilogue::kNone, float softcap = 0.0F);
+  /// Both GEMMs of one set of slots; `tiles` null: dense rows.
+  void run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout, const uint16_t* rows,
+                 uint16_t* intermediate, float* y, int columns_index);
+
+  const DeviceWeights& weights_;
+  const DeviceMoeOptions& options_;
+  DeviceScratch& scratch_;
+  StreamHandle stream_;
+  const DeviceAttributes& attributes_;
+  const DeviceKernels& kernels_;
+  int64_t num_tokens_ = 0;
+  const int32_t* topk_ids_ = nullptr;
+  const float* topk_weights_ = nullptr;
+  const float* identity_ = nullptr;
+  const float* base_ = nullptr;
+  RowPlan plan_{};
+  int gemm_ = 0;  // index into kGemmColumns
+};
+
+}  // namespace gantry

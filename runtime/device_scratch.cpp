@@ -1,0 +1,58 @@
+#include "runtime/device_scratch.h"
+
+#include <functional>
+#include <vector>
+
+namespace gantry {
+
+DeviceScratch::DeviceScratch(const DeviceWeights& weights, int64_t max_num_tokens)
+    : max_tokens(max_num_tokens) {
+  const MoeLayerSpec& spec = weights.spec;
+  const int64_t t = max_tokens;
+  const int64_t h = spec.hidden_size;
+  const int64_t he = spec.expert_hidden_size;
+  const int64_t choices = t * spec.routing.num_slots();
+  const int64_t shared_tokens = weights.shared.size() > 0 ? align_to(t, kTokenTile) : 0;
+  max_rows = RowPlan::max_rows(choices, weights.num_slots);
+
+  std::vector<std::function<void()>> slices;  // run when the memory is there
+  int64_t end = 0;
+  const auto slice = [&](auto& pointer, int64_t count) {
+    using T = std::remove_reference_t<decltype(*pointer)>;
+    if (count == 0) return;
+    const int64_t offset = end;
+    slices.emplace_back(
+        [this, &pointer, offset] { pointer = reinterpret_cast<T*>(memory.data() + offset); });
+    end = align_to(end + count * static_cast<int64_t>(sizeof(T)), kDeviceAlignment);
+  };
+  slice(router_input, spec.router_input_norm ? t * h : 0);
+  slice(logits, t * spec.routing.num_experts);
+  slice(topk_ids, choices);
+  slice(topk_weights, choices);
+  slice(identity, t);
+  slice(gate, t);
+  slice(expert_input, spec.has_latent() ? t * he : 0);
+  slice(latent_sum, spec.has_latent() ? t * he : 0);
+  slice(base, spec.has_latent() ? t * h : 0);
+  const int64_t chunks = ceil_div(choices, int64_t{RowPlan::kChunk});
+  slice(chunk_rows, (chunks + 1) * weights.num_slots);
+  slice(choice_row, choices);
+  slice(row_choice, max_rows);
+  slice(tiles, RowPlan::max_tiles(choices, weights.num_slots, kTokenTile));
+  slice(totals, 2);
+  slice(rows, max_rows * weights.layout.w13.padded_k);
+  slice(intermediate, max_rows * weights.layout.w13.padded_outputs());
+  slice(y, max_rows * he);
+  slice(shared_rows, shared_tokens * weights.shared_layout.w13.padded_k);
+  slice(shared_intermediate, shared_tokens * weights.shared_layout.w13.padded_outputs());
+  slice(shared_y, shared_tokens * h);
+  slice(host_x, t * h);
+  slice(host_router_x, t * h);
+  slice(host_out, t * h);
+  slice(host_token_ids, t);
+  memory = DeviceBuffer(weights.device, static_cast<size_t>(end));
+  for (const auto& set : slices)
+    set();
+}
+
+}  // namespace gantry

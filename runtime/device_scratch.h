@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/plan_kernel.h"
+#include "runtime/device_weights.h"
+
+namespace gantry {
+
+/// Where a forward call on a GPU works: slices of one piece of device memory. Internal.
+struct DeviceScratch {
+  DeviceScratch(const DeviceWeights& weights, int64_t max_num_tokens);
+
+  int64_t max_tokens;
+  int64_t max_rows = 0;  ///< of all experts, with padding
+  DeviceBuffer memory;
+
+  float* router_input = nullptr;  // [T, H] where the router normalises its input
+  float* logits = nullptr;        // [T, routing.num_experts]
+  int32_t* topk_ids = nullptr;    // [T, K]
+  float* topk_weights = nullptr;  // [T, K]
+  float* identity = nullptr;      // [T]
+  float* gate = nullptr;          // [T]
+  float* expert_input = nullptr;  // [T, He] with a latent projection
+  float* latent_sum = nullptr;    // [T, He]
+  float* base = nullptr;          // [T, H] routed experts after the latent projection
+  // Routed experts
+  int32_t* chunk_rows = nullptr;
+  int32_t* choice_row = nullptr;
+  int32_t* row_choice = nullptr;
+  TokenTile* tiles = nullptr;
+  int32_t* totals = nullptr;
+  uint16_t* rows = nullptr;          // [max_rows, padded He]
+  uint16_t* intermediate = nullptr;  // [max_rows, padded J]
+  float* y = nullptr;                // [max_rows, He]
+  // Shared experts
+  uint16_t* shared_rows = nullptr;
+  uint16_t* shared_intermediate = nullptr;
+  float* shared_y = nullptr;  // [T, H]
+  // Of the last call, for who looks at it afterwards
+  int64_t last_choices = 0;
+  const int32_t* last_ids = nullptr;  // [last_choices] in scratch or the caller's
+  // forward_host
+  float* host_x = nullptr;
+  float* host_router_x = nullptr;
+  float* host_out = nullptr;
+  int32_t* host_token_ids = nullptr;
+};
+
+}  // namespace gantry

@@ -1,0 +1,141 @@
+#include "runtime/device_weights.h"
+
+#include <array>
+#include <cstring>
+#include <numeric>
+#include <string_view>
+
+#include "kernels/base/check.h"
+#include "kernels/base/log_format.h"
+#include "kernels/cuda/pack_device.h"
+
+namespace gantry {
+namespace {
+
+template <typename T>
+DeviceBuffer upload(const std::shared_ptr<Device>& device, const T* values, size_t count) {
+  DeviceBuffer buffer(device, count * sizeof(T));
+  device->copy_in(buffer.data(), values, buffer.size(), nullptr);
+  return buffer;
+}
+
+template <typename T>
+DeviceBuffer upload(const std::shared_ptr<Device>& device, const Buffer<T>& values) {
+  return upload(device, values.data(), values.size());
+}
+
+DeviceWeights::IdMap upload_ids(const std::shared_ptr<Device>& device,
+                                const std::vector<int32_t>& slots,
+                                const std::vector<int32_t>& ranks) {
+  return {upload(device, slots.data(), slots.size()), upload(device, ranks.data(), ranks.size()),
+          static_cast<int32_t>(slots.size())};
+}
+
+void pack_matrix_tiles(const PackedLayout& layout, const DeviceMatrix& matrix,
+                       const std::byte* panels, const Threads& threads, std::byte* target) {
+  constexpr int64_t kTilesOfTask = 4;
+  parallel_for(threads, ceil_div(matrix.num_tiles, kTilesOfTask), [&](int64_t task) {
+    const int64_t begin = task * kTilesOfTask;
+    pack_device_tiles(layout, matrix, panels, begin,
+                      std::min(matrix.num_tiles, begin + kTilesOfTask), target);
+  });
+}
+
+void pack_slot(const SlotLayout& host, const DeviceSlotLayout& layout, const std::byte* slot,
+               const Threads& threads, std::byte* target) {
+  std::memset(target, 0, static_cast<size_t>(layout.stride_bytes));
+  pack_matrix_tiles(host.w13_panels, layout.w13, slot + host.w13.offset, threads, target);
+  pack_matrix_tiles(host.w2_panels, layout.w2, slot + host.w2.offset, threads,
+                    target + layout.w2_offset);
+  if (!host.bias) return;
+  std::memcpy(target + layout.b13_offset, slot + host.b13.offset,
+              static_cast<size_t>(host.b13.bytes));
+  std::memcpy(target + layout.b2_offset, slot + host.b2.offset, static_cast<size_t>(host.b2.bytes));
+}
+
+// Two pieces of pinned memory, each with its stream: one is packed while the other is copied.
+DeviceBuffer upload_slots(const std::shared_ptr<Device>& device, const SlotLayout& host,
+                          const DeviceSlotLayout& layout, const std::byte* slots, int64_t count,
+                          const Threads& threads) {
+  const auto bytes = static_cast<size_t>(layout.stride_bytes);
+  DeviceBuffer target(device, static_cast<size_t>(count) * bytes);
+  std::array<PinnedBuffer, 2> staging = {PinnedBuffer(device, bytes), PinnedBuffer(device, bytes)};
+  std::array<OwnedStream, 2> streams = {OwnedStream(device), OwnedStream(device)};
+  for (int64_t s = 0; s < count; ++s) {
+    const auto turn = static_cast<size_t>(s % 2);
+    device->synchronize(streams[turn].handle());
+    pack_slot(host, layout, slots + s * host.stride_bytes, threads, staging[turn].data());
+    device->copy_in(target.data() + s * layout.stride_bytes, staging[turn].data(), bytes,
+                    streams[turn].handle());
+  }
+  for (const OwnedStream& stream : streams)
+    device->synchronize(stream.handle());
+  return target;
+}
+
+DeviceSlotLayout layout_of(const SlotLayout& host, int layer, std::string_view what) {
+  if (!host.w13_panels.format.coded() && host.dtype == DType::kF32) {
+    log(LogLevel::kWarn, "layer {}: {}: f32 weights are rounded to bf16 for the GPU", layer, what);
+  }
+  return device_slot_layout(host.w13_panels, host.w2_panels, host.bias);
+}
+
+void check_supported(const MoeLayerWeights& weights) {
+  const MoeLayerSpec& spec = weights.spec;
+  GANTRY_CHECK(weights.parallel.world_size() == 1, ErrorCode::kUnsupported,
+               "layer {}: the GPU layer runs one rank, found tp {} x ep {}", spec.layer,
+               weights.parallel.tp_size, weights.parallel.ep_size);
+  GANTRY_CHECK(spec.routing.method != RoutingMethod::kCustom, ErrorCode::kUnsupported,
+               "layer {}: custom routing is a host function; hand in topk_ids and topk_weights",
+               spec.layer);
+  for (const int32_t id : weights.hash_table.span()) {
+    GANTRY_CHECK(id >= 0 && id < spec.routing.num_experts, ErrorCode::kInvalidArgument,
+                 "layer {}: hash table: expected expert ids below {}, found {}", spec.layer,
+                 spec.routing.num_experts, id);
+  }
+}
+
+}  // namespace
+
+DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeights& weights,
+                             const ExpertMap& experts, const Threads& threads)
+    : device(std::move(target)), spec(weights.spec), num_slots(weights.num_slots) {
+  check_supported(weights);
+  GANTRY_CHECK(experts.num_experts() == spec.num_experts && experts.num_slots(0) == num_slots,
+               ErrorCode::kInvalidArgument, "layer {}: weights were loaded for another expert map",
+               spec.layer);
+  layout = layout_of(weights.layout, spec.layer, "experts");
+  slots = upload_slots(device, weights.layout, layout, weights.slots.data(), num_slots, threads);
+  if (weights.shared.size() > 0) {
+    shared_layout = layout_of(weights.shared_layout, spec.layer, "shared experts");
+    shared = upload_slots(device, weights.shared_layout, shared_layout, weights.shared.data(), 1,
+                          threads);
+  }
+  router = upload(device, weights.router);
+  router_bias = upload(device, weights.router_bias);
+  correction_bias = upload(device, weights.correction_bias);
+  per_expert_scale = upload(device, weights.per_expert_scale);
+  router_scale = upload(device, weights.router_scale);
+  output_norm = upload(device, weights.output_norm);
+  hash_table = upload(device, weights.hash_table);
+  vocab = static_cast<int64_t>(weights.hash_table.size()) / std::max(1, spec.routing.top_k);
+  shared_gate = upload(device, weights.shared_gate);
+  latent_in = upload(device, weights.latent_in);
+  latent_out = upload(device, weights.latent_out);
+  latent_in_bias = upload(device, weights.latent_in_bias);
+  latent_out_bias = upload(device, weights.latent_out_bias);
+
+  std::vector<int32_t> ranks(static_cast<size_t>(spec.num_experts));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  logical = upload_ids(device, experts.computed_slots(0), ranks);
+  std::vector<int32_t> physical_slots;
+  ranks.clear();
+  for (int p = 0; p < experts.num_physical(); ++p) {
+    physical_slots.push_back(experts.slot(p));
+    ranks.push_back(experts.logical(p));
+  }
+  physical = upload_ids(device, physical_slots, ranks);
+  device->synchronize(nullptr);  // the vectors above end here
+}
+
+}  // namespace gantry

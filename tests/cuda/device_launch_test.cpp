@@ -1,0 +1,106 @@
+// Launch parameters against the limits of GPUs that are not here.
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <string>
+
+#include "kernels/cuda/device_kernels.h"
+#include "kernels/cuda/skinny_gemm.h"
+#include "kernels/cuda/tiled_gemm.h"
+
+namespace gantry::test {
+namespace {
+
+/// @source CUDA C++ programming guide, technical specifications per compute capability
+std::vector<DeviceAttributes> known_gpus() {
+  const auto gpu = [](const char* name, int capability, int sms, int64_t shared_kb) {
+    return DeviceAttributes{.name = name,
+                            .compute_capability = capability,
+                            .num_sms = sms,
+                            .max_threads_per_block = 1024,
+                            .shared_bytes_per_block = shared_kb << 10,
+                            .memory_bytes = 0};
+  };
+  return {gpu("A100 (sm_80)", 80, 108, 163),   gpu("A10 (sm_86)", 86, 72, 99),
+          gpu("L40S (sm_89)", 89, 142, 99),    gpu("H200 (sm_90)", 90, 132, 227),
+          gpu("B200 (sm_100)", 100, 148, 227), gpu("RTX PRO 6000 (sm_120)", 120, 188, 99)};
+}
+
+template <DeviceElement kElement>
+void expect_gemms_fit(const DeviceAttributes& gpu, const ExpertGemm& gemm) {
+  const int64_t most = most_gemm_blocks(gpu);
+  EXPECT_EQ(launch_problem(SkinnyGemm<kElement, 1>{gemm}.launch_shape(most), gpu), "");
+  EXPECT_EQ(launch_problem(SkinnyGemm<kElement, 4>{gemm}.launch_shape(most), gpu), "");
+  const int stages = TiledGemm<kElement>::stages_in(gpu.shared_bytes_per_block);
+  EXPECT_GE(stages, 3) << gpu.name;
+  EXPECT_EQ(launch_problem(TiledGemm<kElement>{gemm, stages}.launch_shape(most), gpu), "");
+}
+
+TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
+  // DeepSeek-V3 (256 experts, 7168 x 2048, top-8) with a batch of 65536 tokens.
+  constexpr int64_t kTokens = 65536;
+  constexpr int64_t kChoices = kTokens * 8;
+  ExpertGemm gemm;
+  gemm.matrix = device_matrix({DType::kBF16, true, 2 * 2048, 7168, {}});
+  gemm.max_tiles = RowPlan::max_tiles(kChoices, 256, 8);
+  RouteTokens route{};
+  route.spec.num_experts = 1024;
+  route.spec.top_k = 32;
+  route.spec.num_groups = 8;
+  route.num_tokens = kTokens;
+  RowPlan plan{};
+  plan.num_choices = kChoices;
+  plan.num_slots = 1024;
+  GatherExpertRows gather{};
+  gather.padded_k = 7168;
+  gather.max_rows = RowPlan::max_rows(kChoices, 256);
+  CombineRows combine{};
+  combine.num_tokens = kTokens;
+  combine.n = 7168;
+  combine.top_k = 8;
+  LinearRows linear{};
+  linear.num_tokens = kTokens;
+  linear.n = 1024;
+  for (const DeviceAttributes& gpu : known_gpus()) {
+    expect_gemms_fit<DeviceElement::kBF16>(gpu, gemm);
+    expect_gemms_fit<DeviceElement::kE4M3>(gpu, gemm);
+    expect_gemms_fit<DeviceElement::kE2M1>(gpu, gemm);
+    EXPECT_EQ(launch_problem(route.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(CountChoices{plan}.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(ScanCounts{plan}.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(PlaceChoices{plan}.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(gather.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(combine.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(linear.launch_shape(), gpu), "");
+  }
+}
+
+TEST(DeviceLaunchTest, NamesTheLimitThatIsBroken) {
+  const DeviceAttributes gpu = known_gpus()[1];
+  EXPECT_NE(launch_problem({1, 128, 100 << 10}, gpu).find("shared memory"), std::string::npos);
+  EXPECT_NE(launch_problem({1, 2048, 0}, gpu).find("threads"), std::string::npos);
+  EXPECT_NE(launch_problem({int64_t{1} << 31, 128, 0}, gpu).find("blocks"), std::string::npos);
+  EXPECT_EQ(launch_problem({0, 128, 0}, gpu), "");
+}
+
+TEST(DeviceLaunchTest, TakesTheTokenTileThatHoldsAnExpertsRows) {
+  EXPECT_EQ(choose_gemm(8, 128), 0);       // 1 token, top-8
+  EXPECT_EQ(choose_gemm(64 * 8, 128), 0);  // 4 rows an expert
+  EXPECT_EQ(choose_gemm(16 * 128, 128), 1);
+  EXPECT_EQ(choose_gemm(32 * 128, 128), 2);
+  EXPECT_EQ(choose_gemm(4096 * 8, 128), 3);
+  EXPECT_EQ(choose_gemm(0, 128), 0);
+}
+
+TEST(DeviceLaunchTest, RowsAndTilesNeverExceedTheirMemory) {
+  EXPECT_EQ(RowPlan::max_rows(0, 8), 0);
+  EXPECT_EQ(RowPlan::max_rows(1, 8), 8);
+  EXPECT_EQ(RowPlan::max_rows(9, 1), 16);
+  EXPECT_EQ(RowPlan::max_tiles(0, 8, 8), 0);
+  EXPECT_EQ(RowPlan::max_tiles(9, 1, 8), 2);
+  EXPECT_EQ(RowPlan::max_tiles(3, 8, 128), 3);
+}
+
+}  // namespace
+}  // namespace gantry::test
