@@ -17,6 +17,10 @@ constexpr int64_t kNoBound = std::numeric_limits<int64_t>::max();
 constexpr CodedGemmKernel kCoded[] = {
     {"int8_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kInt8, ScaleType::kNone, kInt8Rows,
      kNoBound, avx512::panel_gemm_int8_vnni},
+    {"int4_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kInt4, ScaleType::kNone, kInt8Rows,
+     kNoBound, avx512::panel_gemm_int4_vnni},
+    {"e2m1_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kE2M1, ScaleType::kNone, kInt8Rows,
+     kNoBound, avx512::panel_gemm_e2m1_vnni},
     {"e4m3_avx512_dot_12x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_e4m3_dot},
     {"int8_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt8, ScaleType::kNone, kBF16Rows,
@@ -100,8 +104,7 @@ MatrixKernels select_matrix_kernels(const KernelRequest& request, const WeightFo
   GANTRY_CHECK(kernels.dequantize != nullptr, ErrorCode::kUnsupported,
                "nothing decodes to {} on {}", to_string(plain.weights), to_string(request.isas));
   kernels.rows = kernels.gemm->rows;
-  // Integer arithmetic takes one scale an output, which stands behind the sum.
-  if (request.int8_rows && format.output_scale && !format.grouped()) {
+  if (request.int8_rows) {
     kernels.rows = kInt8Rows;
     select_coded(request, format, kernels);
     if (kernels.coded[0].kernel != nullptr) return kernels;
