@@ -55,6 +55,7 @@ void panel_gemm_bf16(const PanelGemm& call) noexcept;
 void panel_gemm_f16(const PanelGemm& call) noexcept;
 void panel_gemm_f32(const PanelGemm& call) noexcept;
 void panel_gemm_bf16_amx_emulated(const PanelGemm& call) noexcept;
+void panel_gemm_int8_amx_emulated(const PanelGemm& call) noexcept;
 void dequantize_f32(const DequantizePanel& call) noexcept;
 void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace scalar
@@ -62,6 +63,7 @@ namespace avx2 {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;
 void panel_gemm_f16(const PanelGemm& call) noexcept;
 void panel_gemm_f32(const PanelGemm& call) noexcept;
+void dequantize_f32(const DequantizePanel& call) noexcept;
 }  // namespace avx2
 namespace avx512 {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;
@@ -80,11 +82,13 @@ void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int8_vnni(const PanelGemm& call) noexcept;
 void panel_gemm_int4_vnni(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_vnni(const PanelGemm& call) noexcept;
+void panel_gemm_int8_amx_emulated(const PanelGemm& call) noexcept;
 void dequantize_f32(const DequantizePanel& call) noexcept;
 void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace avx512
 namespace amx {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;
+void panel_gemm_int8(const PanelGemm& call) noexcept;
 }  // namespace amx
 
 }  // namespace gantry

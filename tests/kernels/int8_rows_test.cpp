@@ -9,6 +9,7 @@
 #include <limits>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/buffer.h"
@@ -360,6 +361,13 @@ std::vector<CodedGemmKernel> kernels_of_int8_rows() {
   std::vector<CodedGemmKernel> kernels;
   for (const CodedGemmKernel& kernel : coded_gemm_kernels()) {
     if (kernel.rows == ActivationDType::kInt8) kernels.push_back(kernel);
+  }
+  // The AVX-512 code around tiles of AMX, without AMX.
+  for (const auto& [name, element] : {std::pair{"int8_amx_avx512_parts", WeightElement::kInt8},
+                                      std::pair{"int4_amx_avx512_parts", WeightElement::kInt4},
+                                      std::pair{"e2m1_amx_avx512_parts", WeightElement::kE2M1}}) {
+    kernels.push_back({name, Isa::kAvx512, element, ScaleType::kNone, ActivationDType::kInt8, 0,
+                       avx512::panel_gemm_int8_amx_emulated});
   }
   return kernels;
 }
