@@ -105,8 +105,8 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, ExpertMap map, const FusedM
     routed_options.activations = ActivationDType::kScheme;
     x_quantizer = make_quantizer(weights, format, Part::kW1);
     intermediate_quantizer = make_quantizer(weights, format, Part::kW2);
-    // Ranks that share rows exchange magnitudes, which the simulation does.
-    int8_rows = format.kind == RowQuantization::kInt8Token && !intermediate_quantizer.spans_ranks;
+    int8_rows =
+        format.kind == RowQuantization::kInt8Token || format.kind == RowQuantization::kInt8Static;
   }
   routed_activations = routed_options.activations;
   routed_kernels = select(weights.layout, routed_options, spec.layer, "experts", int8_rows);

@@ -17,7 +17,7 @@ constexpr float kDeviation = 0.03F;
 constexpr int64_t kCount = int64_t{1} << 22;
 
 // What real checkpoints of these kinds become in their slots.
-constexpr std::array<BenchWeightFormat, 13> kFormats = {{
+constexpr std::array<BenchWeightFormat, 14> kFormats = {{
     {"bf16", DType::kBF16},
     {"f16", DType::kF16},
     {"f32", DType::kF32},
@@ -32,6 +32,10 @@ constexpr std::array<BenchWeightFormat, 13> kFormats = {{
     {"int4-g128", DType::kF32, {WeightElement::kInt4, ScaleType::kBF16, 128}},
     {"int4-g64", DType::kF32, {WeightElement::kInt4, ScaleType::kBF16, 64}},
     {"int4-g32", DType::kF32, {WeightElement::kInt4, ScaleType::kBF16, 32}},
+    {"w4a8",
+     DType::kF32,
+     {WeightElement::kInt4, ScaleType::kBF16, 128},
+     {.kind = RowQuantization::kInt8Token}},
     {"awq", DType::kF32, {WeightElement::kInt4, ScaleType::kF16, 128, true}},
     {"gptq-asym", DType::kF32, {WeightElement::kInt4, ScaleType::kF16, 128, true}},
     {"mxfp4", DType::kF32, {WeightElement::kE2M1, ScaleType::kE8M0, 32}},

@@ -12,9 +12,18 @@ namespace {
 
 constexpr int64_t kPieceBytes = 16384;
 
-// Of the row's place: rows of int8 are written where f32 ones stood.
 int64_t element_bytes(const MatrixKernels& kernels) noexcept {
-  return kernels.rows == ActivationDType::kBF16 ? 2 : 4;
+  return kernels.rows == ActivationDType::kInt8   ? 1
+         : kernels.rows == ActivationDType::kBF16 ? 2
+                                                  : 4;
+}
+
+int64_t tail_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept {
+  const int64_t sums = 4 * layout.coded_panel().num_groups;
+  if (kernels.rows == ActivationDType::kInt8) {
+    return static_cast<int64_t>(sizeof(Int8RowTail)) + sums;
+  }
+  return layout.format.zero_points ? sums : 0;
 }
 
 // In lanes that the compiler can keep in vectors; the order depends on nothing but the count.
@@ -80,11 +89,13 @@ void multiply_decoded(const MultiplyPanel& call) noexcept {
 }  // namespace
 
 int64_t row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept {
-  const int64_t tail = kernels.rows == ActivationDType::kInt8
-                           ? static_cast<int64_t>(sizeof(Int8RowTail))
-                       : layout.format.zero_points ? layout.coded_panel().num_groups * 4
-                                                   : 0;
-  return kernels.gemm->row_stride_bytes(layout.k, tail);
+  return padded_stride(layout.padded_k() * element_bytes(kernels) + tail_bytes(kernels, layout));
+}
+
+int64_t f32_row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept {
+  const int64_t stride = row_stride_bytes(kernels, layout);
+  if (kernels.rows != ActivationDType::kInt8) return stride;
+  return std::max(stride, padded_stride(layout.padded_k() * 4));
 }
 
 void sum_groups(const MatrixKernels& kernels, const PackedLayout& layout, std::byte* rows,

@@ -8,8 +8,10 @@ namespace gantry {
 /// Most rows of one `multiply_panel`: their sums, 16 KB, stay in the L1 or L2 cache. Internal.
 inline constexpr int64_t kMaxMultiplyRows = 128;
 
-/// Bytes from row to row of x for a matrix: its columns and, with zero points, their group sums.
+/// Bytes from row to row of x for a matrix: its columns and what follows them (see PanelGemm).
 int64_t row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept;
+/// The same where rows are written as f32 first: rows of int8 then take their place.
+int64_t f32_row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept;
 
 /// Bytes from the start of a row of x to what follows its columns (PanelGemm::x_sums).
 int64_t row_tail_offset(const MatrixKernels& kernels, const PackedLayout& layout) noexcept;

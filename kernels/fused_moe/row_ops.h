@@ -64,16 +64,29 @@ struct AccumulateBlock {
   int64_t n;            ///< columns that exist, at most 32
 };
 
-/// Rounds rows of f32 to int8, in place, each with a scale of its own: the codes stand where the
-/// row began, behind them at `tail` its Int8RowTail. scale = amax / 127 with amax the row's largest
-/// magnitude, code = x / scale rounded to nearest even; a row of zeros stays zeros, a row with NaN
-/// or infinity gets the scale NaN.
+/// Rounds rows to int8, each with a scale of its own. Codes stand at the start of a row, its
+/// Int8RowTail at `tail`. code = x / scale rounded to nearest even, with
+///
+///   scale = static_scale, codes saturate at -128 and 127; infinity saturates, too
+///   scale = amax / 127 where that is 0; a row of zeros stays zeros
+///
+/// A row with NaN (and without static scale: or infinity) gets the scale NaN.
 struct QuantizeInt8 {
-  std::byte* rows;
-  int64_t stride;  ///< bytes
+  const float* x;         ///< row r: x + (token[r], or r) * x_stride. May be `rows`
+  int64_t x_stride;       ///< f32 elements
+  const int32_t* token;   ///< [num_rows], or null: row r is token r
+  const int32_t* choice;  ///< [num_rows] index into factor; null like token
+  const float* factor;    ///< that x is multiplied by; or null for 1
+  int64_t n;              ///< columns of x
+  std::byte* rows;        ///< [num_rows, stride bytes], written
+  int64_t stride;
   int64_t num_rows;
-  int64_t padded;  ///< columns, a multiple of 32; zeros where the matrix has none
-  int64_t tail;    ///< bytes from the start of a row
+  int64_t padded;      ///< codes of a row: zero from n on; a multiple of 32
+  int64_t tail;        ///< bytes from the start of a row
+  int64_t group;       ///< codes of one group sum behind the tail, a multiple of 8; 0: no sums
+  bool nibble_order;   ///< codes in the order of codes of 4 bits, see Int8RowTail
+  const float* amax;   ///< [num_rows] largest magnitudes; or null: those of x
+  float static_scale;  ///< or 0
 };
 
 /// What surrounds the GEMMs, for one instruction set.

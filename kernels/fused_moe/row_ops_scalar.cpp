@@ -87,23 +87,42 @@ void accumulate(const AccumulateBlock& b) noexcept {
 }  // namespace
 
 void quantize_int8(const QuantizeInt8& call) noexcept {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr int64_t kNibbleOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
   for (int64_t r = 0; r < call.num_rows; ++r) {
     std::byte* row = call.rows + r * call.stride;
-    const auto* x = reinterpret_cast<const float*>(row);
-    float most = 0.0F;
-    bool finite = true;
-    for (int64_t i = 0; i < call.padded; ++i) {
-      finite = finite && std::isfinite(x[i]);
-      most = std::max(most, std::fabs(x[i]));
+    const float* x = call.x + (call.token != nullptr ? call.token[r] : r) * call.x_stride;
+    const float factor =
+        call.factor == nullptr ? 1.0F : call.factor[call.choice != nullptr ? call.choice[r] : r];
+    float most = call.amax != nullptr ? call.amax[r] : 0.0F;
+    bool finite = std::isfinite(most);
+    for (int64_t i = 0; i < call.n; ++i) {
+      const float value = x[i] * factor;
+      finite = finite && (call.static_scale > 0.0F ? !std::isnan(value) : std::isfinite(value));
+      if (call.amax == nullptr) most = std::max(most, std::fabs(value));
     }
-    Int8RowTail tail{finite ? most / 127.0F : std::numeric_limits<float>::quiet_NaN(), 0};
+    Int8RowTail tail{call.static_scale > 0.0F ? call.static_scale : most / 127.0F, 0};
     const bool keep = finite && tail.scale > 0.0F;
-    for (int64_t i = 0; i < call.padded; ++i) {
-      const auto code = keep ? static_cast<int>(std::nearbyint(x[i] / tail.scale)) : 0;
-      tail.sum += code;
-      row[i] = static_cast<std::byte>(code);  // x is read ahead of what is written
+    // x is read ahead of what is written: eight values give eight bytes.
+    for (int64_t begin = 0; begin < call.padded; begin += 8) {
+      int codes[8] = {};
+      for (int64_t i = begin; keep && i < std::min(begin + 8, call.n); ++i) {
+        const float code = std::nearbyint(x[i] * factor / tail.scale);
+        codes[i - begin] = static_cast<int>(std::clamp(code, -128.0F, 127.0F));
+        tail.sum += codes[i - begin];
+      }
+      for (int64_t i = 0; i < 8; ++i)
+        row[begin + i] = static_cast<std::byte>(codes[call.nibble_order ? kNibbleOrder[i] : i]);
     }
+    if (!finite) tail.scale = kNan;
     std::memcpy(row + call.tail, &tail, sizeof(tail));
+    std::byte* sums = row + call.tail + sizeof(tail);
+    for (int64_t begin = 0; call.group > 0 && begin < call.padded; begin += call.group, sums += 4) {
+      int32_t sum = 0;
+      for (int64_t i = begin; i < std::min(begin + call.group, call.padded); ++i)
+        sum += static_cast<int8_t>(row[i]);
+      std::memcpy(sums, &sum, 4);
+    }
   }
 }
 

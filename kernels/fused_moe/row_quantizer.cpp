@@ -19,6 +19,7 @@ struct Pass {
   int64_t groups;
 
   [[nodiscard]] int64_t num_rows() const { return rows.offsets.back(); }
+  [[nodiscard]] int64_t num_tasks() const { return (num_rows() + kRowsPerTask - 1) / kRowsPerTask; }
   [[nodiscard]] RowPart row(int64_t r) const {
     return {{reinterpret_cast<float*>(rows.rows + r * rows.stride_bytes),
              static_cast<size_t>(rows.columns)},
@@ -63,24 +64,29 @@ int64_t amax_scratch_values(const RowQuantizer& quantizer, int64_t max_rows) noe
                                : 0;
 }
 
-void quantize_rows(const RowQuantizer& quantizer, const QuantizedRows& rows,
-                   const AmaxExchange& exchange, const Threads& threads, std::span<float> amax) {
-  if (!quantizer.format.quantizes()) return;
+std::span<float> exchange_amax(const RowQuantizer& quantizer, const QuantizedRows& rows,
+                               const AmaxExchange& exchange, const Threads& threads,
+                               std::span<float> amax) {
+  if (!quantizer.spans_ranks) return {};
   const int64_t values = amax_scratch_values(quantizer, rows.offsets.back());
   GANTRY_CHECK(values <= static_cast<int64_t>(amax.size()), ErrorCode::kInvalidArgument,
                "quantize_rows: {} rows need {} magnitudes, there are {}", rows.offsets.back(),
                values, amax.size());
-  GANTRY_CHECK(!quantizer.spans_ranks || exchange.max_over_ranks != nullptr,
-               ErrorCode::kInvalidArgument,
+  GANTRY_CHECK(exchange.max_over_ranks != nullptr, ErrorCode::kInvalidArgument,
                "quantize_rows: ranks share groups without an exchange");
   const Pass pass{quantizer, rows, amax.first(static_cast<size_t>(values)),
                   quantizer.format.num_groups(quantizer.whole_columns)};
-  const int64_t tasks = (pass.num_rows() + kRowsPerTask - 1) / kRowsPerTask;
-  if (quantizer.spans_ranks) {
-    parallel_for(threads, tasks, [&pass](int64_t task) { amax_task(pass, task); });
-    exchange.max_over_ranks(exchange.context, pass.amax);  // also without rows: it is collective
-  }
-  parallel_for(threads, tasks, [&pass](int64_t task) { quantize_task(pass, task); });
+  parallel_for(threads, pass.num_tasks(), [&pass](int64_t task) { amax_task(pass, task); });
+  exchange.max_over_ranks(exchange.context, pass.amax);  // also without rows: it is collective
+  return pass.amax;
+}
+
+void quantize_rows(const RowQuantizer& quantizer, const QuantizedRows& rows,
+                   const AmaxExchange& exchange, const Threads& threads, std::span<float> amax) {
+  if (!quantizer.format.quantizes()) return;
+  const Pass pass{quantizer, rows, exchange_amax(quantizer, rows, exchange, threads, amax),
+                  quantizer.format.num_groups(quantizer.whole_columns)};
+  parallel_for(threads, pass.num_tasks(), [&pass](int64_t task) { quantize_task(pass, task); });
 }
 
 }  // namespace gantry

@@ -41,6 +41,14 @@ struct QuantizedRows {
 /// f32 values of scratch that quantize_rows needs for up to `max_rows` rows.
 int64_t amax_scratch_values(const RowQuantizer& quantizer, int64_t max_rows) noexcept;
 
+/// Magnitudes of all groups of all rows over the ranks that share them: the first half of
+/// quantize_rows, for who quantizes alone. Empty where no ranks share groups.
+/// @return [M, groups], the beginning of `amax`
+/// @throws as quantize_rows
+std::span<float> exchange_amax(const RowQuantizer& quantizer, const QuantizedRows& rows,
+                               const AmaxExchange& exchange, const Threads& threads,
+                               std::span<float> amax);
+
 /// Replaces every row by its quantized values (see quantize_row), each with the static scale of its
 /// slot. Allocates nothing.
 /// @param amax of amax_scratch_values

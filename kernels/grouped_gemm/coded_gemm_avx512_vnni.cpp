@@ -1,18 +1,26 @@
-// int8 panels by vpdpbusd, rows of int8: exact sums of products. The instruction multiplies
-// unsigned by signed bytes, so weights go in with 128 added, and 128 times the row's sum, which
-// came with the row, is taken off at the end.
+// Coded panels of integers by vpdpbusd, rows of int8: the sum of a group is exact, then it meets
+// the group's scale in f32. The instruction multiplies unsigned by signed bytes, so weights go in
+// with an offset added, and the offset times the row's sum over the group, which came with the row,
+// is taken off again. FP4 counts as an integer: twice its value is one.
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstring>
 
 #include "kernels/grouped_gemm/fetch_codes_avx512.h"
 #include "kernels/grouped_gemm/panel_gemm.h"
+#include "kernels/grouped_gemm/panel_scales_avx512.h"
 
 namespace gantry::avx512 {
 namespace {
 
 constexpr int kMaxBlock = 12;
+// Up to so many rows keep the scaled sums of all groups in registers, beside those of the group.
+constexpr int kRowsWithTotals = 5;
+// Up to so many rows sum the two halves of a line of nibbles apart: four chains of dependent sums
+// instead of two.
+constexpr int kRowsWithChains = 2;
 
 // Written as assembly because GCC 12 copies and spills the sums of the intrinsic from 9 rows on,
 // which halves the speed.
@@ -20,61 +28,195 @@ void add_products(__m512i& sums, __m512i weights, __m512i x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(x));
 }
 
-template <int kRows>
+__m512i broadcast(const std::byte* four_codes) {
+  int bits;
+  std::memcpy(&bits, four_codes, 4);
+  return _mm512_set1_epi32(bits);
+}
+
+// A `Codes` type makes unsigned bytes of one line: 16 lanes x kQuads x 4 k, each (value + kOffset)
+// / kUnit. `Line` is what is kept of a line between its quads.
+
+struct Int8Bytes {
+  static constexpr int kQuads = 1;
+  static constexpr int kOffset = 128;
+  static constexpr float kUnit = 1.0F;
+  __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
+
+  static __m512i units(__m512i values) { return values; }
+  template <int kQuad>
+  [[nodiscard]] __m512i quad(__m512i line) const {
+    return _mm512_xor_si512(line, offset);
+  }
+};
+
+// Nibbles of a line: the low ones of all bytes are k 0, 4, 1, 5, the high ones 2, 6, 3, 7, in which
+// order codes of the row stand, too.
+template <int kQuad>
+__m512i shifted(__m512i line) {
+  return kQuad == 0 ? line : _mm512_srli_epi16(line, 4);
+}
+
+struct Int4Bytes {
+  static constexpr int kQuads = 2;
+  static constexpr int kOffset = 8;
+  static constexpr float kUnit = 1.0F;
+  __m512i sign = _mm512_set1_epi8(0x08);
+  __m512i low = _mm512_set1_epi8(0x0f);
+
+  static __m512i units(__m512i values) { return values; }
+  template <int kQuad>
+  [[nodiscard]] __m512i quad(__m512i line) const {
+    constexpr int kXorAnd = 0x28;  // (a ^ b) & c
+    return _mm512_ternarylogic_epi32(shifted<kQuad>(line), sign, low, kXorAnd);
+  }
+};
+
+struct E2M1Bytes {
+  static constexpr int kQuads = 2;
+  static constexpr int kOffset = 12;
+  static constexpr float kUnit = 0.5F;
+  __m512i low = _mm512_set1_epi8(0x0f);
+  __m512i table = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+
+  static __m512i units(__m512i values) { return _mm512_slli_epi32(values, 1); }
+  template <int kQuad>
+  [[nodiscard]] __m512i quad(__m512i line) const {
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(shifted<kQuad>(line), low));
+  }
+};
+
+template <typename Codes, int kRows>
 void block(const PanelGemm& call, int64_t row) {
+  constexpr bool kTotals = kRows <= kRowsWithTotals;
   constexpr int kStarts = (kRows + 2) / 3;
-  __m512i sums[kRows][2];
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r)
-    sums[r][0] = sums[r][1] = _mm512_setzero_si512();
+  constexpr int kChains = kRows <= kRowsWithChains ? Codes::kQuads : 1;
+  constexpr int64_t kDepth = 4 * Codes::kQuads;
+  const Codes codes;
+  const CodedPanel& panel = *call.coded;
+  const bool grouped = panel.format.scale != ScaleType::kNone;
+  const int64_t group = grouped ? panel.format.group : call.k;
   const int64_t stride = call.x_stride;
   const std::byte* start[kStarts];
   for (int i = 0; i < kStarts; ++i)
     start[i] = call.x + (row + 3 * i) * stride;
-  const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
-  const std::byte* line = call.panel + call.coded->codes;
-  const std::byte* end = line + call.k / 4 * 128;
-#pragma GCC unroll 1
-  for (; line != end; line += 128) {
-    fetch_ahead<kRows>(line);
-    const __m512i w0 = _mm512_xor_si512(_mm512_load_si512(line), offset);
-    const __m512i w1 = _mm512_xor_si512(_mm512_load_si512(line + 64), offset);
+  const std::byte* line = call.panel + panel.codes;
+  const std::byte* scale_at = call.panel + panel.scales;
+  const std::byte* zero_at = panel.format.zero_points ? call.panel + panel.zeros : nullptr;
+  const std::byte* tail = call.x + row * stride + call.x_sums;
+  // The sum of all codes is that of the only group there is.
+  const std::byte* x_sums = tail + (grouped ? sizeof(Int8RowTail) : offsetof(Int8RowTail, sum));
+  float* c = call.c + row * 32;
+
+  __m512 totals[kTotals ? kRows : 1][2];
+  if (kTotals) {
+#pragma GCC unroll 12
+    for (auto& total : totals)
+      total[0] = total[1] = _mm512_setzero_ps();
+  } else {
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      int four;
-      std::memcpy(&four, start[r / 3] + (r % 3) * stride, 4);
-      const __m512i x = _mm512_set1_epi32(four);
-      add_products(sums[r][0], w0, x);
-      add_products(sums[r][1], w1, x);
+      _mm512_store_ps(c + r * 32, _mm512_setzero_ps());
+      _mm512_store_ps(c + r * 32 + 16, _mm512_setzero_ps());
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < kStarts; ++i)
-      start[i] += 4;
   }
-  const auto* scales = call.panel + call.coded->output_scales;
+  for (int64_t begin = 0; begin < call.k; begin += group) {
+    const int64_t depth = begin + group < call.k ? group : call.k - begin;
+    __m512i sums[kRows][2][kChains];
+#pragma GCC unroll 12
+    for (auto& sum : sums) {
+#pragma GCC unroll 2
+      for (int i = 0; i < kChains; ++i)
+        sum[0][i] = sum[1][i] = _mm512_setzero_si512();
+    }
+#pragma GCC unroll 1
+    for (const std::byte* end = line + depth / kDepth * 128; line != end; line += 128) {
+      fetch_ahead<kRows>(line);
+      const __m512i gate = _mm512_load_si512(line);
+      const __m512i up = _mm512_load_si512(line + 64);
+      const __m512i gate0 = codes.template quad<0>(gate);
+      const __m512i up0 = codes.template quad<0>(up);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i x = broadcast(start[r / 3] + (r % 3) * stride);
+        add_products(sums[r][0][0], gate0, x);
+        add_products(sums[r][1][0], up0, x);
+      }
+      if constexpr (Codes::kQuads == 2) {
+        const __m512i gate1 = codes.template quad<1>(gate);
+        const __m512i up1 = codes.template quad<1>(up);
+#pragma GCC unroll 12
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i x = broadcast(start[r / 3] + (r % 3) * stride + 4);
+          add_products(sums[r][0][kChains - 1], gate1, x);
+          add_products(sums[r][1][kChains - 1], up1, x);
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kStarts; ++i)
+        start[i] += kDepth;
+    }
+    // sum of x * (q - z) = sum of x * (q + offset) - (z + offset) * sum of x
+    const Scales scales = load_scales(scale_at, panel.format.scale);
+    scale_at += panel.scale_bytes;
+    __m512i shift[2] = {_mm512_set1_epi32(Codes::kOffset), _mm512_set1_epi32(Codes::kOffset)};
+    if (zero_at != nullptr) {
+      shift[0] = _mm512_add_epi32(shift[0], Codes::units(load_zero_codes(zero_at)));
+      shift[1] = _mm512_add_epi32(shift[1], Codes::units(load_zero_codes(zero_at + 16)));
+      zero_at += 32;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i x = broadcast(x_sums + r * stride);
+      __m512i sum0 = sums[r][0][0];
+      __m512i sum1 = sums[r][1][0];
+      if constexpr (kChains == 2) {
+        sum0 = _mm512_add_epi32(sum0, sums[r][0][kChains - 1]);
+        sum1 = _mm512_add_epi32(sum1, sums[r][1][kChains - 1]);
+      }
+      const __m512 of_group0 =
+          _mm512_cvtepi32_ps(_mm512_sub_epi32(sum0, _mm512_mullo_epi32(x, shift[0])));
+      const __m512 of_group1 =
+          _mm512_cvtepi32_ps(_mm512_sub_epi32(sum1, _mm512_mullo_epi32(x, shift[1])));
+      if constexpr (kTotals) {
+        totals[r][0] = _mm512_fmadd_ps(of_group0, scales.half[0], totals[r][0]);
+        totals[r][1] = _mm512_fmadd_ps(of_group1, scales.half[1], totals[r][1]);
+      } else {
+        float* total = c + r * 32;
+        _mm512_store_ps(total, _mm512_fmadd_ps(of_group0, scales.half[0], _mm512_load_ps(total)));
+        _mm512_store_ps(total + 16,
+                        _mm512_fmadd_ps(of_group1, scales.half[1], _mm512_load_ps(total + 16)));
+      }
+    }
+    x_sums += 4;
+  }
+  Scales last;
+  last.half[0] = last.half[1] = _mm512_set1_ps(1.0F);
+  if (panel.format.output_scale) {
+    last = load_scales(call.panel + panel.output_scales, ScaleType::kF32);
+  }
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    Int8RowTail tail;
-    std::memcpy(&tail, call.x + (row + r) * stride + call.x_sums, sizeof(tail));
-    const __m512i shift = _mm512_set1_epi32(tail.sum * 128);
-    const __m512 scale = _mm512_set1_ps(tail.scale);
+    float row_scale;
+    std::memcpy(&row_scale, tail + r * stride, 4);
+    const __m512 scale = _mm512_set1_ps(row_scale * Codes::kUnit);
 #pragma GCC unroll 2  // an index that is not constant would keep the sums in memory
     for (int h = 0; h < 2; ++h) {
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r][h], shift));
-      _mm512_store_ps(call.c + (row + r) * 32 + h * 16,
-                      _mm512_mul_ps(_mm512_mul_ps(sum, scale), _mm512_load_ps(scales + h * 64)));
+      float* total = c + r * 32 + h * 16;
+      const __m512 sum = kTotals ? totals[kTotals ? r : 0][h] : _mm512_load_ps(total);
+      _mm512_store_ps(total, _mm512_mul_ps(_mm512_mul_ps(sum, scale), last.half[h]));
     }
   }
 }
 
-using Block = void (*)(const PanelGemm&, int64_t);
-constexpr Block kBlocks[kMaxBlock] = {block<1>, block<2>,  block<3>,  block<4>,
-                                      block<5>, block<6>,  block<7>,  block<8>,
-                                      block<9>, block<10>, block<11>, block<12>};
-
-}  // namespace
-
-void panel_gemm_int8_vnni(const PanelGemm& call) noexcept {
+template <typename Codes>
+void run(const PanelGemm& call) {
+  using Block = void (*)(const PanelGemm&, int64_t);
+  static constexpr Block kBlocks[kMaxBlock] = {
+      block<Codes, 1>, block<Codes, 2>,  block<Codes, 3>,  block<Codes, 4>,
+      block<Codes, 5>, block<Codes, 6>,  block<Codes, 7>,  block<Codes, 8>,
+      block<Codes, 9>, block<Codes, 10>, block<Codes, 11>, block<Codes, 12>};
   int64_t blocks = (call.num_rows + kMaxBlock - 1) / kMaxBlock;
   for (int64_t row = 0; row < call.num_rows; --blocks) {
     const int64_t rows = (call.num_rows - row + blocks - 1) / blocks;
@@ -82,5 +224,11 @@ void panel_gemm_int8_vnni(const PanelGemm& call) noexcept {
     row += rows;
   }
 }
+
+}  // namespace
+
+void panel_gemm_int8_vnni(const PanelGemm& call) noexcept { run<Int8Bytes>(call); }
+void panel_gemm_int4_vnni(const PanelGemm& call) noexcept { run<Int4Bytes>(call); }
+void panel_gemm_e2m1_vnni(const PanelGemm& call) noexcept { run<E2M1Bytes>(call); }
 
 }  // namespace gantry::avx512

@@ -15,8 +15,26 @@ constexpr int64_t kNoBound = std::numeric_limits<int64_t>::max();
 
 // Best first. max_rows: bench/coded_panel_bench on Zen 4.
 constexpr CodedGemmKernel kCoded[] = {
+    // Rows of int8. Tiles take int8 panels as they are, nibbles only for more rows than make up for
+    // decoding them to memory.
+    {"int8_amx_32x32", Isa::kAmxInt8, WeightElement::kInt8, ScaleType::kNone, kInt8Rows, kNoBound,
+     amx::panel_gemm_int8},
+    {"int8_amx_32x32_emulated", Isa::kAmxEmulated, WeightElement::kInt8, ScaleType::kNone,
+     kInt8Rows, kNoBound, scalar::panel_gemm_int8_amx_emulated},
     {"int8_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kInt8, ScaleType::kNone, kInt8Rows,
      kNoBound, avx512::panel_gemm_int8_vnni},
+    {"int4_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kInt4, ScaleType::kNone, kInt8Rows,
+     8, avx512::panel_gemm_int4_vnni},
+    {"int4_amx_32x32", Isa::kAmxInt8, WeightElement::kInt4, ScaleType::kNone, kInt8Rows, kNoBound,
+     amx::panel_gemm_int8},
+    {"int4_amx_32x32_emulated", Isa::kAmxEmulated, WeightElement::kInt4, ScaleType::kNone,
+     kInt8Rows, kNoBound, scalar::panel_gemm_int8_amx_emulated},
+    {"e2m1_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kE2M1, ScaleType::kNone, kInt8Rows,
+     8, avx512::panel_gemm_e2m1_vnni},
+    {"e2m1_amx_32x32", Isa::kAmxInt8, WeightElement::kE2M1, ScaleType::kNone, kInt8Rows, kNoBound,
+     amx::panel_gemm_int8},
+    {"e2m1_amx_32x32_emulated", Isa::kAmxEmulated, WeightElement::kE2M1, ScaleType::kNone,
+     kInt8Rows, kNoBound, scalar::panel_gemm_int8_amx_emulated},
     {"e4m3_avx512_dot_12x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_e4m3_dot},
     {"int8_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt8, ScaleType::kNone, kBF16Rows,
@@ -42,6 +60,7 @@ constexpr CodedGemmKernel kCoded[] = {
 constexpr PanelDequantizer kDequantizers[] = {
     {"dequantize_bf16_avx512", Isa::kAvx512Bf16, DType::kBF16, avx512::dequantize_bf16},
     {"dequantize_f32_avx512", Isa::kAvx512, DType::kF32, avx512::dequantize_f32},
+    {"dequantize_f32_avx2", Isa::kAvx2, DType::kF32, avx2::dequantize_f32},
     {"dequantize_bf16_scalar", Isa::kScalar, DType::kBF16, scalar::dequantize_bf16},
     {"dequantize_f32_scalar", Isa::kScalar, DType::kF32, scalar::dequantize_f32},
 };
@@ -62,7 +81,8 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
       continue;
     }
     const bool wide = !format.grouped() || format.group >= kWideGroup;
-    const int64_t rows = wide ? kNoBound : coded.max_rows;
+    const bool int8 = coded.rows == kInt8Rows;
+    const int64_t rows = wide && !int8 ? kNoBound : coded.max_rows;
     if (rows <= covered) continue;
     if (request.batch_invariant) {  // the one way that serves the most rows
       kernels.coded[0] = {&coded, kNoBound};
@@ -71,6 +91,8 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
     }
     covered = rows;
   }
+  // Nothing else multiplies rows of int8.
+  if (kernels.rows == kInt8Rows && count > 0) kernels.coded[count - 1].max_rows = kNoBound;
 }
 
 }  // namespace
@@ -100,8 +122,7 @@ MatrixKernels select_matrix_kernels(const KernelRequest& request, const WeightFo
   GANTRY_CHECK(kernels.dequantize != nullptr, ErrorCode::kUnsupported,
                "nothing decodes to {} on {}", to_string(plain.weights), to_string(request.isas));
   kernels.rows = kernels.gemm->rows;
-  // Integer arithmetic takes one scale an output, which stands behind the sum.
-  if (request.int8_rows && format.output_scale && !format.grouped()) {
+  if (request.int8_rows) {
     kernels.rows = kInt8Rows;
     select_coded(request, format, kernels);
     if (kernels.coded[0].kernel != nullptr) return kernels;

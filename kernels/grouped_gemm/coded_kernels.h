@@ -16,8 +16,9 @@ struct CodedGemmKernel {
   WeightElement element;
   ScaleType scale;       ///< the one it can read; kNone: any
   ActivationDType rows;  ///< as in PanelGemmKernel; kInt8: codes with an Int8RowTail
-  /// With groups of less than `kWideGroup` inputs and more rows than this something else is faster:
-  /// another row of the list, or to decode pieces of a panel first and run a plain kernel on them.
+  /// With groups of less than `kWideGroup` inputs (rows of int8: of any size) and more rows than
+  /// this something else is faster: another row of the list, or to decode pieces of a panel first
+  /// and run a plain kernel on them.
   int64_t max_rows;
   void (*run)(const PanelGemm& call) noexcept;
   /// Scales become part of the weights: no zero points, no output scales.

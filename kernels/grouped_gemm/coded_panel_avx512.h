@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/grouped_gemm/panel_gemm.h"
+#include "kernels/grouped_gemm/panel_scales_avx512.h"
 
 namespace gantry::avx512 {
 namespace {
@@ -129,68 +130,6 @@ struct Int8Codes {
     return _mm512_or_si512(_mm512_srli_epi32(even_bits, 16), odd_bits);
   }
 };
-
-// ---- scales ------------------------------------------------------------------------------------
-
-struct Scales {
-  __m512 half[2];
-};
-
-// e4m3 and e8m0 scales are of any value: e4m3 ones are finite (NaN is refused at load) and may be
-// subnormal; e8m0 255 (NaN) is refused too, and 0 is 2^-127.
-Scales load_scales(const std::byte* p, ScaleType type) {
-  Scales scales;
-  for (int h = 0; h < 2; ++h) {
-    switch (type) {
-      case ScaleType::kF32:
-        scales.half[h] = _mm512_load_ps(p + h * 64);
-        break;
-      case ScaleType::kF16:
-        scales.half[h] =
-            _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p + h * 32)));
-        break;
-      case ScaleType::kBF16:
-        scales.half[h] = _mm512_castsi512_ps(_mm512_slli_epi32(
-            _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(p + h * 32))),
-            16));
-        break;
-      case ScaleType::kE8M0: {
-        const __m512i code =
-            _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16)));
-        // 2^(c - 127); c = 0 is half of the smallest normal number.
-        const __m512i bits =
-            _mm512_max_epi32(_mm512_slli_epi32(code, 23), _mm512_set1_epi32(1 << 22));
-        scales.half[h] = _mm512_castsi512_ps(bits);
-        break;
-      }
-      case ScaleType::kE4M3: {
-        const __m512i code =
-            _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16)));
-        // Exponent and mantissa as those of a tiny f32 (subnormals too), then times 2^120: exact.
-        const __m512i bits = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7f)), 20);
-        const __m512 magnitude = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120F));
-        scales.half[h] =
-            _mm512_or_ps(magnitude, _mm512_castsi512_ps(_mm512_and_si512(
-                                        code, _mm512_set1_epi32(static_cast<int>(0x80000000u)))));
-        break;
-      }
-      case ScaleType::kNone:
-        scales.half[h] = _mm512_set1_ps(1.0F);
-        break;
-    }
-  }
-  return scales;
-}
-
-// Zero points of 32 lanes.
-Scales load_zeros(const std::byte* p) {
-  Scales zeros;
-  for (int h = 0; h < 2; ++h) {
-    zeros.half[h] = _mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16))));
-  }
-  return zeros;
-}
 
 __m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 __m512 odd_of(__m512i pairs) {

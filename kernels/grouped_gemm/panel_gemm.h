@@ -32,8 +32,9 @@ struct PanelGemm {
   int64_t x_sums = 0;
 };
 
-/// What stands `x_sums` bytes behind the start of an int8 row: x = codes * scale. Rows of int8 keep
-/// the stride of f32 ones, in whose place they are written.
+/// What stands `x_sums` bytes behind the start of an int8 row: x = codes * scale. With grouped
+/// weights the sums of the codes over each group follow, [groups] i32. Of rows for codes of 4 bits,
+/// every 8 codes are in the order in which those come: k 0, 4, 1, 5, 2, 6, 3, 7.
 struct Int8RowTail {
   float scale;
   int32_t sum;  ///< of the codes
@@ -54,6 +55,7 @@ void panel_gemm_bf16(const PanelGemm& call) noexcept;
 void panel_gemm_f16(const PanelGemm& call) noexcept;
 void panel_gemm_f32(const PanelGemm& call) noexcept;
 void panel_gemm_bf16_amx_emulated(const PanelGemm& call) noexcept;
+void panel_gemm_int8_amx_emulated(const PanelGemm& call) noexcept;
 void dequantize_f32(const DequantizePanel& call) noexcept;
 void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace scalar
@@ -61,6 +63,7 @@ namespace avx2 {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;
 void panel_gemm_f16(const PanelGemm& call) noexcept;
 void panel_gemm_f32(const PanelGemm& call) noexcept;
+void dequantize_f32(const DequantizePanel& call) noexcept;
 }  // namespace avx2
 namespace avx512 {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;
@@ -77,11 +80,15 @@ void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
 void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int8_vnni(const PanelGemm& call) noexcept;
+void panel_gemm_int4_vnni(const PanelGemm& call) noexcept;
+void panel_gemm_e2m1_vnni(const PanelGemm& call) noexcept;
+void panel_gemm_int8_amx_emulated(const PanelGemm& call) noexcept;
 void dequantize_f32(const DequantizePanel& call) noexcept;
 void dequantize_bf16(const DequantizePanel& call) noexcept;
 }  // namespace avx512
 namespace amx {
 void panel_gemm_bf16(const PanelGemm& call) noexcept;
+void panel_gemm_int8(const PanelGemm& call) noexcept;
 }  // namespace amx
 
 }  // namespace gantry

@@ -100,12 +100,15 @@ std::string_view to_string(ActivationDType dtype) noexcept {
   return "unknown";
 }
 
-int64_t PanelGemmKernel::row_stride_bytes(int64_t k, int64_t extra_bytes) const noexcept {
+int64_t padded_stride(int64_t bytes) noexcept {
   constexpr int64_t kLine = 64;
-  const int64_t element = rows == ActivationDType::kBF16 ? 2 : 4;
-  const int64_t lines = (padded_depth(k) * element + extra_bytes + kLine - 1) / kLine;
+  const int64_t lines = (bytes + kLine - 1) / kLine;
   // An odd number of lines: consecutive rows start in different sets whatever k is.
   return (lines % 2 == 0 ? lines + 1 : lines) * kLine;
+}
+
+int64_t PanelGemmKernel::row_stride_bytes(int64_t k) const noexcept {
+  return padded_stride(padded_depth(k) * (rows == ActivationDType::kBF16 ? 2 : 4));
 }
 
 std::span<const PanelGemmKernel> panel_gemm_kernels() noexcept { return kKernels; }

@@ -39,10 +39,13 @@ struct PanelGemmKernel {
   bool batch_invariant;
   void (*run)(const PanelGemm& call) noexcept;
 
-  /// Bytes from row to row for `k` columns and what follows them: padded, and never a multiple of
-  /// 4 KB, where all rows of a block would fall into one set of the L1 cache.
-  [[nodiscard]] int64_t row_stride_bytes(int64_t k, int64_t extra_bytes = 0) const noexcept;
+  /// Bytes from row to row for `k` columns: padded_stride of them.
+  [[nodiscard]] int64_t row_stride_bytes(int64_t k) const noexcept;
 };
+
+/// The distance of rows that hold so many bytes: whole lines of 64 bytes, and never a multiple of
+/// 4 KB, where all rows of a block would fall into one set of the L1 cache.
+int64_t padded_stride(int64_t bytes) noexcept;
 
 /// Every kernel in this binary, best first. Selection, `gantry info`, tests and benches walk it.
 std::span<const PanelGemmKernel> panel_gemm_kernels() noexcept;

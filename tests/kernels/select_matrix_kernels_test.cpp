@@ -70,7 +70,7 @@ TEST(SelectMatrixKernelsTest, WithoutAvx512PanelsAreDecodedToF32First) {
   for (const WeightFormat& format : {kInt4Group32, kFp8Block, kMxfp4, kNvfp4, kInt8Row}) {
     EXPECT_EQ(selected("scalar", format), "dequantize_f32_scalar + f32_scalar");
     EXPECT_EQ(selected("scalar_f32", format), "dequantize_f32_scalar + f32_scalar");
-    EXPECT_EQ(selected("avx2", format), "dequantize_f32_scalar + f32_avx2_6x16");
+    EXPECT_EQ(selected("avx2", format), "dequantize_f32_avx2 + f32_avx2_6x16");
   }
 }
 
@@ -122,6 +122,37 @@ TEST(SelectMatrixKernelsTest, BatchInvariantRequestsTakeTheOneWayForTheMostRows)
   EXPECT_EQ(selected("avx512", kInt4Group32, true), "int4_avx512_fma_12x32");
   EXPECT_EQ(selected("avx512_bf16", kMxfp8, true),
             "dequantize_bf16_avx512 + bf16_avx512_dot_12x32");
+}
+
+TEST(SelectMatrixKernelsTest, Int8RowsMeetIntegersAndFp4AsIntegersWhereTheMachineCan) {
+  IsaSet vnni;
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni})
+    vnni.insert(isa);
+  IsaSet avx512;
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512})
+    avx512.insert(isa);
+  const auto kernels_on = [](IsaSet isas, const WeightFormat& format) {
+    return select_matrix_kernels(
+        {.activations = ActivationDType::kScheme, .isas = isas, .int8_rows = true}, format);
+  };
+  for (const WeightFormat& format : {kInt4Group32, kInt4Group128, kMxfp4, kNvfp4, kInt8Row}) {
+    EXPECT_EQ(kernels_on(vnni, format).rows, ActivationDType::kInt8) << to_string(format);
+    EXPECT_EQ(kernels_on(avx512, format).rows, ActivationDType::kF32) << to_string(format);
+  }
+  EXPECT_EQ(to_string(kernels_on(vnni, kInt4Group32)), "int4_avx512_vnni_12x32");
+  EXPECT_EQ(to_string(kernels_on(vnni, kMxfp4)), "e2m1_avx512_vnni_12x32");
+  EXPECT_EQ(to_string(kernels_on(vnni, kInt8Row)), "int8_avx512_vnni_12x32");
+  IsaSet amx = vnni;
+  amx.insert(Isa::kAmxInt8);
+  EXPECT_EQ(to_string(kernels_on(amx, kInt8Row)), "int8_amx_32x32");
+  for (const WeightFormat& format : {kInt4Group32, kInt4Group128}) {
+    const MatrixKernels kernels = kernels_on(amx, format);
+    EXPECT_EQ(kernels.coded_for(8)->name, "int4_avx512_vnni_12x32");
+    EXPECT_EQ(kernels.coded_for(9)->name, "int4_amx_32x32");
+    EXPECT_EQ(kernels.coded_for(1 << 30)->name, "int4_amx_32x32");
+  }
+  // FP8 is no integer: simulated on f32 rows.
+  EXPECT_EQ(kernels_on(vnni, kFp8Block).rows, ActivationDType::kF32);
 }
 
 TEST(SelectMatrixKernelsTest, TheNumberOfRowsPicksTheWay) {

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "loader/encodings/decoders.h"
@@ -174,6 +175,33 @@ TEST(DecodeMatrixTest, TheHighestZeroPointOfGptqsFirstFormatIsSixteen) {
   EXPECT_EQ(decode_matrix(scheme, matrix), std::vector<float>(8 * 32, -0.5F));
   scheme.zero_minus_one = false;
   EXPECT_EQ(decode_matrix(scheme, matrix), std::vector<float>(8 * 32, 0.0F));
+}
+
+TEST(DecodeMatrixTest, CodesOfFourBitsInBytesAreWhatTheySayAndNoMore) {
+  std::vector<int8_t> codes(3 * 33);
+  for (size_t i = 0; i < codes.size(); ++i)
+    codes[i] = static_cast<int8_t>(static_cast<int>(i % 16) - 8);
+  const std::vector<float> scales = {0.5F, -2.0F, 3.0F};
+  QuantScheme scheme;
+  scheme.bits = 4;
+  scheme.grid = ScaleGrid::kChannel;
+  EncodedMatrix matrix;
+  matrix.size = {3, 33};
+  matrix.tensors["weight"] = {
+      "weight", DType::kI8, {3, 33}, reinterpret_cast<const std::byte*>(codes.data())};
+  matrix.tensors["weight_scale"] = {
+      "weight_scale", DType::kF32, {3, 1}, reinterpret_cast<const std::byte*>(scales.data())};
+  const std::vector<float> found = decode_matrix(scheme, matrix);
+  ASSERT_EQ(found.size(), codes.size());
+  for (size_t i = 0; i < codes.size(); ++i)
+    EXPECT_EQ(found[i], static_cast<float>(codes[i]) * scales[i / 33]) << i;
+  for (const int bad : {8, -9, 127}) {
+    codes[70] = static_cast<int8_t>(bad);
+    expect_error([&] { (void)decode_matrix(scheme, matrix); }, ErrorCode::kFormat,
+                 {"weight", "element 70", "4 bits", std::to_string(bad)});
+  }
+  scheme.bits = 8;
+  EXPECT_EQ(decode_matrix(scheme, matrix)[70], 127.0F * 3.0F);
 }
 
 TEST(DecodeMatrixTest, RefusesAGroupIndexOutOfRange) {
