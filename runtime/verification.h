@@ -19,6 +19,9 @@ struct VerifySettings {
   IsaSet isas = host_isas();
   /// Largest relative error; 0: default_tolerance(activations), with kScheme scheme_tolerance.
   double tolerance = 0.0;
+  ExchangeOptions exchange;
+  bool no_reduce = false;  ///< ranks leave their parts to be added here (dp_size 1)
+  bool batch_invariant = false;
   LoadOptions load;
 };
 
@@ -49,11 +52,13 @@ struct BlockResult {
   std::string name;
   double error = 0.0;  ///< ||y - ref||_F / ||ref||_F
   double limit = 0.0;
+  std::vector<float> out;  // [T, H]
   [[nodiscard]] bool ok() const noexcept { return error <= limit; }
 };
 
 struct VerifyResult {
   LoadStats load;
+  ExchangeBytes moved;  ///< by all ranks, in all compared blocks
   std::vector<BlockResult> blocks;
 };
 

@@ -12,6 +12,7 @@
 #include "runtime/moe_model.h"
 #include "tools/activation_option.h"
 #include "tools/commands.h"
+#include "tools/exchange_option.h"
 
 namespace gantry::cli {
 namespace {
@@ -21,6 +22,7 @@ constexpr int64_t kPlainReadBytes = int64_t{4} << 30;  // enough to tell the rat
 struct RunOptions {
   CommonOptions common;
   ParallelOptions parallel;
+  ExchangeOption exchange;
   std::string directory;
   std::string layers;
   int64_t tokens = 64;
@@ -87,7 +89,8 @@ std::string histogram(const std::vector<int64_t>& tokens) {
 struct LayerSummary {
   int layer = 0;
   LoadStats load;
-  ForwardTimes times;  // median of the repeats, of the slowest rank
+  ForwardTimes times;   // median of the repeats, of the slowest rank
+  ExchangeBytes moved;  // by one call, all ranks
   std::vector<int64_t> tokens_per_expert;
 };
 
@@ -116,6 +119,12 @@ void print_layer(const LayerSummary& summary, int64_t num_tokens, const Output& 
       t.combine_us / 1e3, static_cast<double>(num_tokens) * 1e6 / std::max(1e-9, t.total_us())));
   output.text(fmt::format("            tokens per expert [{}] min {} mean {:.1f} max {}",
                           histogram(loads), *low, mean, *high));
+  if (summary.moved.collectives > 0) {
+    output.text(fmt::format("            moved {} between ranks: dispatch {}, combine {}",
+                            human_bytes(summary.moved.received()),
+                            human_bytes(summary.moved.dispatch_received),
+                            human_bytes(summary.moved.combine_received)));
+  }
   output.event("layer", {{"layer", summary.layer},
                          {"bytes_read", summary.load.bytes_read},
                          {"bytes_owned", summary.load.bytes_owned},
@@ -125,6 +134,7 @@ void print_layer(const LayerSummary& summary, int64_t num_tokens, const Output& 
                          {"dispatch_ms", t.dispatch_us / 1e3},
                          {"experts_ms", t.experts_us / 1e3},
                          {"combine_ms", t.combine_us / 1e3},
+                         {"moved_bytes", summary.moved.received()},
                          {"tokens_per_expert", loads}});
 }
 
@@ -148,7 +158,7 @@ void write_outputs(const std::string& path, const std::map<int, std::vector<floa
 
 int run_run(const RunOptions& options) {
   const Output output(options.common);
-  const ParallelConfig parallel = options.parallel.config();
+  const ParallelConfig parallel = options.exchange.config(options.parallel.config());
   const LayerRange range = parse_layer_range(options.layers);
   GANTRY_CHECK(options.tokens >= 0, ErrorCode::kInvalidArgument, "--tokens: expected at least 0");
   MoeModel model(options.directory, /*names_only=*/false);
@@ -180,8 +190,12 @@ int run_run(const RunOptions& options) {
   const ActivationChoice activations =
       choose_activations(options.activations, model_activations(config, model.tensors()));
   run.activations = activations.dtype;
+  options.exchange.apply(parallel, run);
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
                           load.threads.resolved_count()));
+  if (parallel.world_size() > 1) {
+    output.text(describe_exchange(options.exchange, parallel, layers[0].routing.num_slots()));
+  }
   if (parallel.ep_size > 1) {
     output.text(
         fmt::format("experts: {}", ExpertMap::create(layers[0].num_experts, parallel.ep_size,
@@ -215,10 +229,14 @@ int run_run(const RunOptions& options) {
       output.report(model.report(), 50);
       return kExitFinding;
     }
-    LayerSummary summary{
-        .layer = spec.layer, .load = {}, .times = slowest(results), .tokens_per_expert = {}};
+    LayerSummary summary{.layer = spec.layer,
+                         .load = {},
+                         .times = slowest(results),
+                         .moved = {},
+                         .tokens_per_expert = {}};
     summary.tokens_per_expert.assign(static_cast<size_t>(spec.num_experts), 0);
     for (const RankResult& result : results) {
+      summary.moved += result.moved;
       summary.load.bytes_read += result.load.bytes_read;
       summary.load.bytes_owned += result.load.bytes_owned;
       summary.load.seconds = std::max(summary.load.seconds, result.load.seconds);
@@ -228,7 +246,8 @@ int run_run(const RunOptions& options) {
     }
     total += summary.load;
     print_layer(summary, num_tokens, output);
-    if (!options.output.empty()) outputs[spec.layer] = gather_outputs(results, parallel);
+    if (!options.output.empty())
+      outputs[spec.layer] = gather_outputs(results, parallel, run.no_reduce);
   }
   if (!options.output.empty()) write_outputs(options.output, outputs, num_tokens);
   const double plain = plain_read_gb_s(model.checkpoint(), load.threads, kPlainReadBytes);
@@ -266,6 +285,7 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--seed", options->seed, "seed of the random tokens")->capture_default_str();
   add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
+  add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] { chosen = [options] { return run_run(*options); }; });
 }

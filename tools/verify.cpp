@@ -9,6 +9,7 @@
 #include "runtime/verification.h"
 #include "tools/activation_option.h"
 #include "tools/commands.h"
+#include "tools/exchange_option.h"
 
 namespace gantry::cli {
 namespace {
@@ -16,7 +17,9 @@ namespace {
 struct VerifyOptions {
   CommonOptions common;
   ParallelOptions parallel;
+  ExchangeOption exchange;
   std::string directory;
+  bool batch_invariant = false;
   bool names_only = false;
   std::string reference;
   std::string activations;  // empty: as the checkpoint declares
@@ -100,7 +103,7 @@ void print_block(const BlockResult& block, const Output& output) {
 
 int run_verify(const VerifyOptions& options) {
   const Output output(options.common);
-  const ParallelConfig parallel = options.parallel.config();
+  const ParallelConfig parallel = options.exchange.config(options.parallel.config());
   MoeModel model(options.directory, options.names_only);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);
@@ -122,6 +125,12 @@ int run_verify(const VerifyOptions& options) {
   output.text(fmt::format("activations: {}", activations.text));
   output.event("activations",
                {{"dtype", to_string(activations.dtype)}, {"text", activations.text}});
+  FusedMoeOptions moving;
+  options.exchange.apply(parallel, moving);
+  if (parallel.world_size() > 1 && !config.layers.empty()) {
+    output.text(
+        describe_exchange(options.exchange, parallel, config.layers[0].routing.num_slots()));
+  }
   VerifyResult verified;
   {
     ProgressMeter progress("verify", bytes_of_experts(model), options.common);
@@ -130,6 +139,9 @@ int run_verify(const VerifyOptions& options) {
     settings.placement = options.parallel.parsed_placement();
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
+    settings.exchange = moving.exchange;
+    settings.no_reduce = moving.no_reduce;
+    settings.batch_invariant = options.batch_invariant;
     settings.load.threads = options.common.make_threads();
     settings.load.progress = [&](int64_t bytes) { progress.add(bytes); };
     verified = verify_model(model, reference ? &*reference : nullptr, settings,
@@ -139,6 +151,17 @@ int run_verify(const VerifyOptions& options) {
   output.text(fmt::format("read {} for {} owned by the rank(s)", human_bytes(stats.bytes_read),
                           human_bytes(stats.bytes_owned)));
   output.event("load", {{"bytes_read", stats.bytes_read}, {"bytes_owned", stats.bytes_owned}});
+  if (verified.moved.collectives > 0) {
+    output.text(fmt::format("moved {} between ranks (dispatch {}, combine {}, magnitudes {})",
+                            human_bytes(verified.moved.received()),
+                            human_bytes(verified.moved.dispatch_received),
+                            human_bytes(verified.moved.combine_received),
+                            human_bytes(verified.moved.magnitudes_received)));
+    output.event("moved", {{"dispatch_bytes", verified.moved.dispatch_received},
+                           {"combine_bytes", verified.moved.combine_received},
+                           {"magnitude_bytes", verified.moved.magnitudes_received},
+                           {"overflows", verified.moved.overflows}});
+  }
   return finish(model, options, output);
 }
 
@@ -160,7 +183,10 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--max-findings", options->max_findings, "findings printed as text")
       ->capture_default_str();
   add_allow_option(*command, options->allow);
+  command->add_flag("--batch-invariant", options->batch_invariant,
+                    "only kernels whose rows do not depend on their batch");
   add_parallel_options(*command, options->parallel);
+  add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] { chosen = [options] { return run_verify(*options); }; });
 }
