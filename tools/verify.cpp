@@ -10,6 +10,7 @@
 #include "tools/activation_option.h"
 #include "tools/commands.h"
 #include "tools/exchange_option.h"
+#include "tools/verify_matrix.h"
 
 namespace gantry::cli {
 namespace {
@@ -20,6 +21,7 @@ struct VerifyOptions {
   ExchangeOption exchange;
   std::string directory;
   bool batch_invariant = false;
+  bool matrix = false;
   bool names_only = false;
   std::string reference;
   std::string activations;  // empty: as the checkpoint declares
@@ -131,6 +133,16 @@ int run_verify(const VerifyOptions& options) {
     output.text(
         describe_exchange(options.exchange, parallel, config.layers[0].routing.num_slots()));
   }
+  if (options.matrix) {
+    GANTRY_CHECK(reference.has_value() && parallel.world_size() == 1, ErrorCode::kInvalidArgument,
+                 "--matrix: expected --reference, and no --tp, --ep or --dp: it runs them all");
+    VerifySettings settings;
+    settings.activations = activations.dtype;
+    settings.tolerance = options.tolerance;
+    settings.load.threads = options.common.make_threads();
+    verify_matrix(model, *reference, settings, output);
+    return finish(model, options, output);
+  }
   VerifyResult verified;
   {
     ProgressMeter progress("verify", bytes_of_experts(model), options.common);
@@ -185,6 +197,9 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
   add_allow_option(*command, options->allow);
   command->add_flag("--batch-invariant", options->batch_invariant,
                     "only kernels whose rows do not depend on their batch");
+  command->add_flag(
+      "--matrix", options->matrix,
+      "many layouts of ranks with both exchanges and both orders of sums, as a table");
   add_parallel_options(*command, options->parallel);
   add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);

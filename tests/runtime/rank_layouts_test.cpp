@@ -102,7 +102,9 @@ TEST_P(RankLayoutTest, MatchesWithEveryExchangeAndOrderedSumsBitByBit) {
 
 // Quantized activations: under TP the largest magnitudes of a row come from all TP ranks, in the
 // rows that the exchange gave them.
-TEST_P(RankLayoutTest, MatchesWithTheActivationsOfTheScheme) {
+class RankSchemeTest : public RankLayoutTest {};
+
+TEST_P(RankSchemeTest, MatchesWithTheActivationsOfTheScheme) {
   if (!reference.has_act_quant()) GTEST_SKIP() << "the reference has no quantized activations";
   settings.activations = ActivationDType::kScheme;
   for (const ParallelConfig& config :
@@ -124,6 +126,9 @@ std::vector<Golden> all_goldens() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Goldens, RankLayoutTest, testing::ValuesIn(all_goldens()),
+                         [](const auto& golden) { return golden.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(Goldens, RankSchemeTest, testing::ValuesIn(quant_goldens()),
                          [](const auto& golden) { return golden.param.name; });
 
 }  // namespace
