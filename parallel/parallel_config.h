@@ -17,12 +17,15 @@ Placement parse_placement(std::string_view name);
 /// The shape of a world of ranks, and which of them this one is. A plain value.
 ///
 /// World size = tp_size * ep_size; rank = ep_rank * tp_size + tp_rank. `dp_size` divides ep_size:
-/// it cuts the EP ranks into groups that hold different tokens and adds no processes.
+/// it cuts the EP ranks into groups that hold different tokens and adds no processes. Prefill
+/// context parallelism is the same to this layer: dp_size is DP x PCP.
 struct ParallelConfig {
   int tp_size = 1;
   int ep_size = 1;
   int dp_size = 1;
   int rank = 0;
+  /// The ranks of a token group hold parts of its tokens instead of all of them (vLLM's SP).
+  bool sequence_parallel = false;
 
   [[nodiscard]] int world_size() const noexcept { return tp_size * ep_size; }
   [[nodiscard]] int tp_rank() const noexcept { return rank % tp_size; }
@@ -30,6 +33,9 @@ struct ParallelConfig {
   /// EP ranks that hold the same tokens.
   [[nodiscard]] int ep_ranks_per_dp_group() const noexcept { return ep_size / dp_size; }
   [[nodiscard]] int dp_rank() const noexcept { return ep_rank() / ep_ranks_per_dp_group(); }
+  /// Ranks (TP and EP) of a token group: consecutive ones.
+  [[nodiscard]] int token_group_size() const noexcept { return ep_ranks_per_dp_group() * tp_size; }
+  [[nodiscard]] int first_of_token_group() const noexcept { return dp_rank() * token_group_size(); }
   /// True for the one EP rank of its token group that adds what must be added once: shared experts,
   /// identity experts.
   [[nodiscard]] bool leads_dp_group() const noexcept {

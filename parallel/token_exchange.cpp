@@ -5,120 +5,163 @@
 #include <numeric>
 
 #include "kernels/base/check.h"
+#include "kernels/base/log_format.h"
+
+// What both strategies share: sizes, destinations of tokens, gathering among some of the ranks.
 
 namespace gantry {
-namespace {
 
-// Gathers `own` from the ranks whose entry in `counts` (elements) is not 0.
-template <typename T>
-void gather(Communicator& world, std::span<const T> own, std::span<const int64_t> counts,
-            std::vector<T>& all) {
-  std::vector<int64_t> bytes(counts.size());
-  std::transform(counts.begin(), counts.end(), bytes.begin(),
-                 [](int64_t count) { return count * static_cast<int64_t>(sizeof(T)); });
-  all.resize(static_cast<size_t>(std::accumulate(counts.begin(), counts.end(), int64_t{0})));
-  const auto contributed = static_cast<size_t>(counts[static_cast<size_t>(world.rank())]);
-  world.all_gather(std::as_bytes(own.first(contributed)), std::as_writable_bytes(std::span(all)),
-                   bytes);
+ExchangeBytes& ExchangeBytes::operator+=(const ExchangeBytes& other) noexcept {
+  dispatch_sent += other.dispatch_sent;
+  dispatch_received += other.dispatch_received;
+  combine_sent += other.combine_sent;
+  combine_received += other.combine_received;
+  magnitudes_sent += other.magnitudes_sent;
+  magnitudes_received += other.magnitudes_received;
+  collectives += other.collectives;
+  overflows += other.overflows;
+  return *this;
 }
 
-}  // namespace
-
-TokenExchange::TokenExchange(const ParallelConfig& config, Communicator& world, int64_t hidden_size,
-                             int64_t top_k)
-    : config_(config), world_(&world), hidden_size_(hidden_size), top_k_(top_k) {
+TokenExchange::TokenExchange(const ParallelConfig& config, Communicator& world, const Shape& shape,
+                             const ExchangeOptions& options)
+    : config_(config), world_(&world), shape_(shape), options_(options) {
   validate(config);
   GANTRY_CHECK(world.size() == config.world_size() && world.rank() == config.rank,
                ErrorCode::kInvalidArgument,
                "token exchange: expected rank {} of {}, the communicator is rank {} of {}",
                config.rank, config.world_size(), world.rank(), world.size());
-  GANTRY_CHECK(hidden_size >= 1 && top_k >= 1, ErrorCode::kInvalidArgument,
-               "token exchange: hidden size {}, top-k {}", hidden_size, top_k);
+  GANTRY_CHECK(shape.hidden_size >= 1 && shape.top_k >= 1 && shape.row_width >= 0,
+               ErrorCode::kInvalidArgument, "token exchange: hidden size {}, top-{}, rows of {}",
+               shape.hidden_size, shape.top_k, shape.row_width);
+  constexpr int kMaxSlots = 1 << 20;
+  GANTRY_CHECK(options.slots >= 0 && options.slots <= kMaxSlots, ErrorCode::kInvalidArgument,
+               "token exchange: expected 0 to {} slots, found {}", kMaxSlots, options.slots);
+  if (shape_.row_width == 0) shape_.row_width = shape_.hidden_size;
+  choice_ = choose_exchange(options.kind, config, shape.top_k);
+  all_ep_ranks_.resize(static_cast<size_t>(config.ep_size));
+  std::iota(all_ep_ranks_.begin(), all_ep_ranks_.end(), 0);
+  if (config.rank == 0) {
+    log(LogLevel::kDebug, "layer {}: exchange {} ({}), combine {}, {} slots{}", shape.layer,
+        to_string(choice_.kind), choice_.reason, to_string(options.combine), options.slots,
+        config.sequence_parallel ? ", sequence parallel" : "");
+  }
 }
 
-ExchangedTokens TokenExchange::dispatch(std::span<const float> hidden_states,
-                                        std::span<const int32_t> topk_ids,
-                                        std::span<const float> topk_weights) {
-  const auto num_tokens = static_cast<int64_t>(hidden_states.size()) / hidden_size_;
-  const auto num_choices = static_cast<size_t>(num_tokens * top_k_);
-  GANTRY_CHECK(hidden_states.size() == static_cast<size_t>(num_tokens * hidden_size_) &&
-                   topk_ids.size() == num_choices && topk_weights.size() == num_choices,
-               ErrorCode::kInvalidArgument,
-               "dispatch: {} hidden values, {} ids and {} weights for H {} and top-{}",
-               hidden_states.size(), topk_ids.size(), topk_weights.size(), hidden_size_, top_k_);
-  if (config_.dp_size == 1) {
-    own_begin_ = 0;
-    own_tokens_ = num_tokens_ = num_tokens;
-    return {num_tokens, 0, hidden_states, topk_ids, topk_weights};
-  }
-  // Every rank says how many tokens it holds, so that all find the same mistake and none waits for
-  // a rank that threw. Then one rank of each token group speaks for it.
-  std::vector<int64_t> tokens(static_cast<size_t>(world_->size()));
-  const std::vector<int64_t> one_each(tokens.size(), sizeof(int64_t));
-  world_->all_gather(std::as_bytes(std::span(&num_tokens, 1)),
-                     std::as_writable_bytes(std::span(tokens)), one_each);
-  const auto group_size = static_cast<size_t>(config_.ep_ranks_per_dp_group() * config_.tp_size);
-  for (size_t rank = 0; rank < tokens.size(); ++rank) {
-    const size_t leader = rank / group_size * group_size;
-    if (rank == leader) continue;
-    GANTRY_CHECK(tokens[rank] == tokens[leader], ErrorCode::kInvalidArgument,
-                 "dispatch: rank {} has {} tokens, the leader of its token group has {}", rank,
-                 tokens[rank], tokens[leader]);
-    tokens[rank] = 0;
-  }
-  const auto own_leader = static_cast<ptrdiff_t>(group_size) * config_.dp_rank();
-  own_begin_ = std::accumulate(tokens.begin(), tokens.begin() + own_leader, int64_t{0});
-  const auto scaled = [&](int64_t width) {
-    std::vector<int64_t> counts = tokens;
-    for (int64_t& count : counts)
-      count *= width;
-    return counts;
-  };
-  gather(*world_, hidden_states, scaled(hidden_size_), hidden_states_);
-  gather(*world_, topk_ids, scaled(top_k_), topk_ids_);
-  gather(*world_, topk_weights, scaled(top_k_), topk_weights_);
-  const int64_t total = std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
-  own_tokens_ = num_tokens;
-  num_tokens_ = total;
-  const int64_t contributed = tokens[static_cast<size_t>(config_.rank)];
-  bytes_received_ += (total - contributed) * (hidden_size_ + 2 * top_k_) * 4;
-  return {total, own_begin_, hidden_states_, topk_ids_, topk_weights_};
+int64_t TokenExchange::max_group_tokens(int64_t max_num_tokens) const noexcept {
+  return config_.sequence_parallel ? max_num_tokens * config_.token_group_size() : max_num_tokens;
 }
 
-void TokenExchange::max_over_tp(std::span<float> values) {
+int64_t TokenExchange::max_all_tokens(int64_t max_num_tokens) const noexcept {
+  return config_.dp_size * max_group_tokens(max_num_tokens);
+}
+
+int64_t TokenExchange::max_own_tokens(int64_t max_num_tokens) const noexcept {
+  if (config_.sequence_parallel) return max_num_tokens;
+  const int64_t group = config_.token_group_size();
+  return (max_num_tokens + group - 1) / group;
+}
+
+int64_t TokenExchange::max_destinations() const noexcept {
+  if (sends_everything()) return config_.ep_size;
+  return std::min<int64_t>(config_.ep_size, shape_.top_k + (shape_.shared_rows ? 1 : 0));
+}
+
+ExchangeScratch TokenExchange::make_scratch(int64_t max_num_tokens,
+                                            int64_t magnitude_values) const {
+  GANTRY_CHECK(max_num_tokens > 0 && magnitude_values >= 0, ErrorCode::kInvalidArgument,
+               "token exchange: scratch for {} tokens and {} magnitudes", max_num_tokens,
+               magnitude_values);
+  const int64_t ranks = config_.world_size();
+  const int64_t own = max_own_tokens(max_num_tokens);
+  const int64_t all = max_all_tokens(max_num_tokens);
+  const int64_t ranks_of_a_token = max_destinations() * config_.tp_size;
+  ExchangeScratchSize size{.num_ranks = ranks,
+                           .max_num_tokens = max_num_tokens,
+                           .own_tokens = own,
+                           .all_tokens = all,
+                           .destinations = max_destinations(),
+                           .top_k = shape_.top_k,
+                           .hidden_size = shape_.hidden_size,
+                           .arranges = moves_tokens() || !sends_everything(),
+                           .orders = ordered(),
+                           .magnitude_values = magnitude_values,
+                           .tp_size = config_.tp_size};
+  if (moves_tokens()) {
+    const int64_t copies = sends_everything() ? 1 : ranks;
+    size.first_send_bytes = copies * message_bytes(true);
+    size.first_receive_bytes = ranks * message_bytes(true);
+    size.rest_send_bytes = own * payload_bytes() * (sends_everything() ? 1 : ranks_of_a_token);
+    size.rest_receive_bytes = all * payload_bytes();
+  }
+  size.returned_values = ordered()
+                             ? own * config_.tp_size *
+                                   std::max(shape_.top_k * shape_.row_width,
+                                            shape_.shared_rows ? shape_.hidden_size : int64_t{0})
+                             : own * ranks_of_a_token * shape_.row_width;
+  if (gathers() && config_.dp_size > 1) {
+    size.gather_values = config_.token_group_size() * own * shape_.hidden_size;
+  }
+  if (config_.ep_size > 1) {
+    size.gather_values = std::max(size.gather_values, config_.tp_size * magnitude_values);
+  }
+  return ExchangeScratch(size);
+}
+
+Slice TokenExchange::part_of_group(int64_t group_tokens, int64_t rank) const {
+  return split_evenly(group_tokens, config_.token_group_size(),
+                      static_cast<int>(rank % config_.token_group_size()));
+}
+
+std::span<const int32_t> TokenExchange::destinations(const ExchangeScratch& scratch,
+                                                     int64_t token) const noexcept {
+  if (sends_everything()) return all_ep_ranks_;
+  const int64_t most = max_destinations();
+  const int32_t* first = scratch.destinations_.data() + token * most;
+  return {first, std::find(first, first + most, -1)};
+}
+
+// All-gather among the ranks [first, first + count), this one among them. Every rank of the world
+// takes part, with its own `first`.
+void TokenExchange::gather_over(int first, int count, std::span<const std::byte> own,
+                                std::span<std::byte> receive, ExchangeScratch& scratch,
+                                int64_t& sent, int64_t& received) {
+  // receive_bytes_ of those ranks is set by the caller.
+  const auto bytes = static_cast<int64_t>(own.size());
+  sent += (count - 1) * bytes;
+  received += static_cast<int64_t>(receive.size()) - bytes;
+  ++bytes_.collectives;
+  if (count == world_->size()) {
+    world_->all_gather(own, receive, scratch.receive_bytes_);
+    return;
+  }
+  // To a part of the ranks: the same bytes for each of them.
+  std::fill(scratch.send_bytes_.begin(), scratch.send_bytes_.end(), 0);
+  std::fill_n(scratch.send_bytes_.begin() + first, count, bytes);
+  const auto all = std::as_writable_bytes(scratch.gather_send_.span())
+                       .first(static_cast<size_t>(count) * own.size());
+  for (int i = 0; i < count; ++i)
+    std::copy(own.begin(), own.end(), all.begin() + i * bytes);
+  world_->all_to_all(all, scratch.send_bytes_, receive, scratch.receive_bytes_);
+}
+
+void TokenExchange::max_over_tp(std::span<float> values, ExchangeScratch& scratch) {
   const auto tp = static_cast<size_t>(config_.tp_size);
-  std::vector<int64_t> bytes(static_cast<size_t>(world_->size()), 0);
-  const auto first = static_cast<size_t>(config_.rank - config_.tp_rank());
-  std::fill_n(bytes.begin() + static_cast<ptrdiff_t>(first), tp,
+  GANTRY_CHECK(tp * values.size() <= scratch.magnitudes_.size(), ErrorCode::kInvalidArgument,
+               "max_over_tp: {} magnitudes of {} ranks, the scratch has {}", values.size(), tp,
+               scratch.magnitudes_.size());
+  const int first = config_.rank - config_.tp_rank();
+  std::fill(scratch.receive_bytes_.begin(), scratch.receive_bytes_.end(), 0);
+  std::fill_n(scratch.receive_bytes_.begin() + first, tp,
               static_cast<int64_t>(values.size_bytes()));
-  tp_sent_.resize(tp * values.size());
-  tp_received_.resize(tp * values.size());
-  for (size_t rank = 0; rank < tp; ++rank) {
-    std::copy(values.begin(), values.end(),
-              tp_sent_.begin() + static_cast<ptrdiff_t>(rank * values.size()));
-  }
-  world_->all_to_all(std::as_bytes(std::span(tp_sent_)), bytes,
-                     std::as_writable_bytes(std::span(tp_received_)), bytes);
-  for (size_t i = 0; i < tp_received_.size(); ++i) {
+  const std::span<float> all = scratch.magnitudes_.span().first(tp * values.size());
+  gather_over(first, config_.tp_size, std::as_bytes(values), std::as_writable_bytes(all), scratch,
+              bytes_.magnitudes_sent, bytes_.magnitudes_received);
+  for (size_t i = 0; i < all.size(); ++i) {
     float& most = values[i % values.size()];
-    const float other = tp_received_[i];
+    const float other = all[i];
     if (other > most || std::isnan(other)) most = other;
   }
-  bytes_received_ += static_cast<int64_t>((tp - 1) * values.size_bytes());
-}
-
-void TokenExchange::combine(std::span<float> partial, std::span<float> out) {
-  const auto begin = static_cast<size_t>(own_begin_ * hidden_size_);
-  GANTRY_CHECK(partial.size() == static_cast<size_t>(num_tokens_ * hidden_size_) &&
-                   out.size() == static_cast<size_t>(own_tokens_ * hidden_size_),
-               ErrorCode::kInvalidArgument,
-               "combine: expected {} x {} partial and {} x {} own values, found {} and {}",
-               num_tokens_, hidden_size_, own_tokens_, hidden_size_, partial.size(), out.size());
-  if (world_->size() > 1) {
-    world_->all_reduce_sum(partial);
-    bytes_received_ += static_cast<int64_t>(partial.size_bytes()) * (world_->size() - 1);
-  }
-  std::copy_n(partial.begin() + static_cast<ptrdiff_t>(begin), out.size(), out.begin());
 }
 
 }  // namespace gantry

@@ -25,6 +25,26 @@ void check_belongs(const MoeLayerWeights& weights, const ExpertMap& experts) {
   validate(weights.spec.routing, routing_tensors(weights));
 }
 
+void check_exchange(const MoeLayerSpec& spec, const ParallelConfig& parallel,
+                    const FusedMoeOptions& options) {
+  if (!options.no_reduce || parallel.world_size() == 1) return;
+  const auto check = [&](bool possible, std::string_view why) {
+    GANTRY_CHECK(possible, ErrorCode::kUnsupported, "layer {}: no_reduce: {}", spec.layer, why);
+  };
+  check(options.exchange.combine == CombineOrder::kRank,
+        "combine 'ordered' adds at the owner of a token, but nothing is to be added");
+  check(options.exchange.kind != ExchangeKind::kAllToAll,
+        "exchange 'all_to_all' sends tokens, but nothing is to be sent");
+  check(!parallel.sequence_parallel,
+        "with sequence_parallel the ranks of a token group have to exchange their parts");
+  check(!spec.output_norm, "this layer's output norm needs the whole sum");
+  check(parallel.dp_size == 1 || !adds_shared_experts(spec, options),
+        "with dp_size > 1 a rank may be given tokens of other groups, and would add shared experts "
+        "to those, too: set skip_shared_experts");
+  check(parallel.dp_size == 1 || spec.routing.num_zero_experts == 0,
+        "with dp_size > 1 identity experts have no owner");
+}
+
 }  // namespace
 
 FusedMoeLayer::FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMoeOptions options,
@@ -38,9 +58,17 @@ FusedMoeLayer::FusedMoeLayer(MoeLayerWeights weights, ExpertMap experts, FusedMo
                weights.spec.layer, parallel.world_size(), parallel.tp_size, parallel.ep_size,
                world_size);
   check_belongs(weights, experts);
+  check_exchange(weights.spec, parallel, options_);
   if (world_size > 1) {
-    exchange_ = std::make_unique<TokenExchange>(parallel, *world, weights.spec.hidden_size,
-                                                weights.spec.routing.num_slots());
+    const MoeLayerSpec& spec = weights.spec;
+    const bool ordered = options_.exchange.combine == CombineOrder::kOrdered;
+    const TokenExchange::Shape shape{
+        .hidden_size = spec.hidden_size,
+        .top_k = spec.routing.num_slots(),
+        .row_width = ordered ? spec.expert_hidden_size : spec.hidden_size,
+        .shared_rows = adds_shared_experts(spec, options_),
+        .layer = spec.layer};
+    exchange_ = std::make_unique<TokenExchange>(parallel, *world, shape, options_.exchange);
   }
   operands_ =
       std::make_shared<const LayerOperands>(std::move(weights), std::move(experts), options_);
@@ -99,7 +127,10 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slot
   const auto held = operands();
   const MoeLayerWeights& weights = held->weights;
   const MoeLayerSpec& spec = weights.spec;
-  const int64_t all_tokens = max_num_tokens * weights.parallel.dp_size;
+  const bool exchanges = exchange_ != nullptr && !options_.no_reduce;
+  const int64_t all_tokens = exchanges ? exchange_->max_all_tokens(max_num_tokens) : max_num_tokens;
+  const int64_t group_tokens =
+      exchanges ? exchange_->max_group_tokens(max_num_tokens) : max_num_tokens;
   const int64_t pairs = all_tokens * spec.routing.num_slots();
   Workspace workspace;
   workspace.max_num_tokens_ = max_num_tokens;
@@ -109,7 +140,7 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slot
   workspace.routing_.topk_ids.reserve(choices);
   workspace.routing_.topk_weights.reserve(choices);
   workspace.routing_.identity_weights.reserve(tokens);
-  workspace.gate_.reserve(tokens);
+  workspace.gate_.reserve(static_cast<size_t>(group_tokens));
   workspace.topk_.reserve(spec.routing);
   workspace.num_slots_ = std::max(weights.num_slots, max_slots);
   workspace.permutation_.reserve(pairs, workspace.num_slots_);
@@ -121,7 +152,7 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slot
   size.num_slots = workspace.num_slots_;
   size.amax_values = amax_scratch_values(held->intermediate_quantizer, pairs);
   if (held->shared.num_slots > 0) {
-    size.cover(fused_experts_scratch(held->shared, held->shared_kernels, max_num_tokens));
+    size.cover(fused_experts_scratch(held->shared, held->shared_kernels, group_tokens));
   }
   for (const DenseOperand* dense : {&held->router, &held->latent_in, &held->latent_out}) {
     if (dense->layout.n > 0) {
@@ -137,19 +168,33 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slot
     workspace.expert_input_ = values(all_tokens, spec.expert_hidden_size);
     workspace.latent_sum_ = values(all_tokens, spec.expert_hidden_size);
   }
-  if (exchange_ != nullptr) workspace.partial_ = values(all_tokens, spec.hidden_size);
+  if (exchange_ != nullptr) {
+    workspace.exchange_ = exchange_->make_scratch(max_num_tokens, size.amax_values);
+  }
+  if (exchanges) {
+    const bool ordered = exchange_->ordered();
+    workspace.partial_ =
+        ordered ? values(pairs, spec.expert_hidden_size) : values(all_tokens, spec.hidden_size);
+    if (ordered) workspace.row_target_ = Buffer<int32_t>(static_cast<size_t>(pairs));
+    if (ordered && held->shared.num_slots > 0) {
+      workspace.shared_sum_ = values(group_tokens, spec.hidden_size);
+    }
+    if (exchange_->gathers()) {
+      workspace.own_ = values(exchange_->max_own_tokens(max_num_tokens), spec.hidden_size);
+    }
+  }
   return workspace;
 }
 
 int64_t Workspace::bytes() const noexcept {
-  const size_t words = routing_.logits.capacity() + routing_.topk_ids.capacity() +
-                       routing_.topk_weights.capacity() + routing_.identity_weights.capacity() +
-                       gate_.capacity() + permutation_.row_token.capacity() +
-                       permutation_.row_choice.capacity() + permutation_.expert_offsets.capacity() +
-                       physical_ids_.capacity() + 2 * tokens_per_slot_.capacity() +
-                       2 * tokens_per_expert_.capacity() + router_input_.size() +
-                       expert_input_.size() + latent_sum_.size() + partial_.size();
-  return static_cast<int64_t>(words * 4 + experts_.bytes());
+  const size_t words =
+      routing_.logits.capacity() + routing_.topk_ids.capacity() + routing_.topk_weights.capacity() +
+      routing_.identity_weights.capacity() + gate_.capacity() + permutation_.row_token.capacity() +
+      permutation_.row_choice.capacity() + permutation_.expert_offsets.capacity() +
+      physical_ids_.capacity() + 2 * tokens_per_slot_.capacity() +
+      2 * tokens_per_expert_.capacity() + router_input_.size() + expert_input_.size() +
+      latent_sum_.size() + partial_.size() + own_.size() + shared_sum_.size() + row_target_.size();
+  return static_cast<int64_t>(words * 4 + experts_.bytes()) + exchange_.bytes();
 }
 
 void FusedMoeLayer::forward(const MoeInput& input, Workspace& workspace,
@@ -173,14 +218,24 @@ void FusedMoeLayer::forward(const MoeInput& input, Workspace& workspace,
   workspace.times_ = {};
   workspace.tokens_per_slot_.assign(static_cast<size_t>(held->weights.num_slots), 0);
   ForwardCall call(*held, options_, exchange_.get(), workspace);
-  // With token groups the ranks may hold different numbers of tokens: one chunk, so that all make
-  // the same number of collective calls.
-  const int64_t chunk = held->weights.parallel.dp_size > 1 ? std::max<int64_t>(1, num_tokens)
-                                                           : workspace.max_num_tokens_;
-  GANTRY_CHECK(held->weights.parallel.dp_size == 1 || num_tokens <= workspace.max_num_tokens_,
-               ErrorCode::kInvalidArgument, "layer {}: {} tokens, the workspace was made for {}",
-               spec.layer, num_tokens, workspace.max_num_tokens_);
+  const int64_t chunk = workspace.max_num_tokens_;
+  const ParallelConfig& parallel = held->weights.parallel;
+  // Ranks that exchange magnitudes make the same number of calls, and nobody tells how many.
+  GANTRY_CHECK(
+      !options_.no_reduce || parallel.dp_size == 1 || !held->intermediate_quantizer.spans_ranks ||
+          num_tokens <= chunk,
+      ErrorCode::kInvalidArgument,
+      "layer {}: {} tokens, the workspace was made for {}: without dispatch, batches whose "
+      "TP ranks share scales of activations cannot run in chunks",
+      spec.layer, num_tokens, chunk);
+  GANTRY_CHECK(
+      !options_.no_reduce || parallel.dp_size == 1 || input.physical_ids || num_tokens == 0,
+      ErrorCode::kInvalidArgument,
+      "layer {}: no_reduce with dp_size {}: expected the physical ids of an engine that "
+      "dispatched the tokens itself",
+      spec.layer, parallel.dp_size);
   int64_t begin = 0;
+  bool more = false;  // here or on another rank
   do {
     const int64_t count = std::min(chunk, num_tokens - begin);
     const MoeInput part{
@@ -191,9 +246,10 @@ void FusedMoeLayer::forward(const MoeInput& input, Workspace& workspace,
         .topk_weights = rows_of(input.topk_weights, begin, count, k),
         .physical_ids = input.physical_ids,
         .token_ids = rows_of(input.token_ids, begin, count, 1)};
-    call.run(part, out.subspan(static_cast<size_t>(begin * h), static_cast<size_t>(count * h)));
+    more = call.run(part, num_tokens - begin - count,
+                    out.subspan(static_cast<size_t>(begin * h), static_cast<size_t>(count * h)));
     begin += count;
-  } while (begin < num_tokens);
+  } while (more);
 }
 
 }  // namespace gantry

@@ -12,6 +12,7 @@
 #include "kernels/grouped_gemm/panel_gemm_kernels.h"
 #include "loader/layer_weights.h"
 #include "parallel/communicator.h"
+#include "parallel/exchange_options.h"
 #include "parallel/expert_map.h"
 #include "parallel/token_exchange.h"
 #include "runtime/workspace.h"
@@ -36,6 +37,13 @@ struct FusedMoeOptions {
   /// Spreads the tokens of an expert over its copies (see ReplicaTable); else only the first copy
   /// computes. Copies hold equal bytes, so either way each expert's output is the same.
   bool spread_replicas = true;
+  /// How tokens and results move between ranks. The same on all ranks.
+  ExchangeOptions exchange;
+  /// For engines that dispatch and reduce themselves: nothing moves, and out holds this rank's part
+  /// of the result; the sum over all ranks is the result. With dp_size > 1 the engine gives each
+  /// rank the tokens that it is to compute, with physical_ids, and shared experts are its own
+  /// business (skip_shared_experts).
+  bool no_reduce = false;
 };
 
 /// A batch of tokens, with as much of its routing as the caller has.
@@ -59,7 +67,8 @@ struct MoeInput {
 ///                         + sum of identity weights * x + [gate(x) *] MLP_shared(x))
 ///
 /// A token's expert outputs are added in ascending logical expert id in f32. Results of a rank do
-/// not depend on the number of threads.
+/// not depend on the number of threads. With CombineOrder::kOrdered and batch_invariant they do not
+/// depend on ep_size, dp_size, sequence_parallel or placement either (tp_size cuts the sums of w2).
 ///
 /// Threads: a layer of a single rank may run any number of forward calls at once, each with its own
 /// workspace, also while `replace_weights` swaps its weights. With several ranks, every rank must
@@ -79,11 +88,13 @@ class FusedMoeLayer {
   ~FusedMoeLayer();
 
   /// Allocates everything that forward calls of up to `max_num_tokens` tokens a rank need; longer
-  /// batches run in chunks (but not with dp_size > 1, where ranks may hold different numbers).
+  /// batches run in chunks, as many on every rank as the longest batch needs. The same number on
+  /// all ranks.
   /// @param max_slots the most slots that this rank will hold after a rebalance; 0: those it has
   [[nodiscard]] Workspace make_workspace(int64_t max_num_tokens, int64_t max_slots = 0) const;
 
-  /// Runs one batch. Allocates nothing (single rank, not with custom routing).
+  /// Runs one batch. Allocates nothing (not with custom routing; communicators may, while they see
+  /// sizes for the first time).
   /// @param out [T, H] f32, written; must not overlap the input
   /// @throws Error kInvalidArgument if a size does not fit, or the workspace is too small
   void forward(const MoeInput& input, Workspace& workspace, std::span<float> out) const;
@@ -102,6 +113,14 @@ class FusedMoeLayer {
   [[nodiscard]] std::string kernel_name() const;
   /// How the routed experts' inputs are multiplied: f32, bf16 or int8.
   [[nodiscard]] ActivationDType row_type() const;
+  /// The exchange that this layer uses, and why; null for a single rank.
+  [[nodiscard]] const ExchangeChoice* exchange_choice() const noexcept {
+    return exchange_ == nullptr ? nullptr : &exchange_->choice();
+  }
+  /// What this rank moved for this layer so far; not while a call runs.
+  [[nodiscard]] ExchangeBytes bytes_moved() const noexcept {
+    return exchange_ == nullptr ? ExchangeBytes{} : exchange_->bytes();
+  }
 
  private:
   friend class StagedRebalance;  // stages operands, then swaps them in

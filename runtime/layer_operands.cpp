@@ -127,7 +127,10 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, ExpertMap map, const FusedM
                           spec.expert_hidden_size);
 
   logical_to_slot = experts.computed_slots(ep_rank);
+  for (int e = 0; e < experts.num_experts(); ++e)
+    logical_to_rank.push_back(experts.computing_rank(e));
   for (int p = 0; p < experts.num_physical(); ++p) {
+    physical_to_rank.push_back(experts.owner(p));
     physical_to_slot.push_back(experts.owner(p) == ep_rank ? experts.slot(p) : -1);
     physical_to_logical.push_back(experts.logical(p));
   }

@@ -42,6 +42,8 @@ struct LayerOperands {
   std::vector<int32_t> logical_to_slot;      // [E] slots that this rank computes, or -1
   std::vector<int32_t> physical_to_slot;     // [P] slots of this rank, or -1
   std::vector<int32_t> physical_to_logical;  // [P]
+  std::vector<int32_t> logical_to_rank;      // [E] EP rank that computes an expert
+  std::vector<int32_t> physical_to_rank;     // [P]
   std::vector<int32_t> slot_order;           // [L] ascending logical expert
   ReplicaTable replicas;                     // empty: replica 0 computes all tokens
 };

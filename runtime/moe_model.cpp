@@ -1,6 +1,7 @@
 #include "runtime/moe_model.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 
 #include "kernels/base/check.h"
@@ -11,9 +12,19 @@ namespace {
 
 constexpr int64_t kMaxChunkTokens = 4096;  // bounds the workspace: longer batches run in chunks
 
-// The one rank of each token group whose output counts; the others' is the same.
-bool speaks_for_tokens(const ParallelConfig& rank) {
-  return rank.tp_rank() == 0 && rank.leads_dp_group();
+// The part of a batch that a rank is given.
+Slice tokens_of(const ParallelConfig& config, int64_t num_tokens) {
+  const Slice group = split_evenly(num_tokens, config.dp_size, config.dp_rank());
+  if (!config.sequence_parallel) return group;
+  const Slice part = split_evenly(group.size(), config.token_group_size(),
+                                  config.rank - config.first_of_token_group());
+  return {group.begin + part.begin, group.begin + part.end};
+}
+
+// Whether a rank's output is a part of the whole: else another rank of its token group has the
+// same.
+bool speaks_for_tokens(const ParallelConfig& rank, bool no_reduce) {
+  return no_reduce || rank.sequence_parallel || rank.rank == rank.first_of_token_group();
 }
 
 }  // namespace
@@ -71,7 +82,7 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
     FusedMoeLayer moe(std::move(weights), experts, own_options, &world);
     const auto h = spec.hidden_size;
     const auto num_tokens = static_cast<int64_t>(batch->hidden_states.size()) / h;
-    const Slice tokens = split_evenly(num_tokens, parallel.dp_size, own.dp_rank());
+    const Slice tokens = tokens_of(own, num_tokens);
     MoeInput input;
     const auto own_rows = [&](std::span<const float> all) {
       return all.empty() ? all
@@ -85,14 +96,16 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                                  static_cast<size_t>(tokens.size()));
     }
     result.out.resize(static_cast<size_t>(tokens.size() * h));
+    ParallelConfig first = own;  // which has the most tokens
+    first.rank = 0;
     Workspace workspace = moe.make_workspace(
-        std::clamp<int64_t>((num_tokens + parallel.dp_size - 1) / parallel.dp_size, 1,
-                            parallel.dp_size > 1 ? num_tokens + 1 : kMaxChunkTokens));
+        std::clamp<int64_t>(tokens_of(first, num_tokens).size(), 1, kMaxChunkTokens));
     std::vector<ForwardTimes> times;
     for (int i = 0; i < repeat; ++i) {
       moe.forward(input, workspace, result.out);
       times.push_back(workspace.last_times());
       if (i == 0) {
+        result.moved = moe.bytes_moved();
         result.tokens_per_expert.assign(workspace.tokens_per_expert().begin(),
                                         workspace.tokens_per_expert().end());
       }
@@ -112,18 +125,23 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
   body(*ranks.world);
   ParallelConfig own = parallel;
   own.rank = ranks.world->rank();
-  share_results(*ranks.world, speaks_for_tokens(own), results);
+  share_results(*ranks.world, speaks_for_tokens(own, options.no_reduce), results);
   return results;
 }
 
 std::vector<float> gather_outputs(const std::vector<RankResult>& results,
-                                  const ParallelConfig& parallel) {
+                                  const ParallelConfig& parallel, bool no_reduce) {
   std::vector<float> all;
   for (size_t rank = 0; rank < results.size(); ++rank) {
+    const std::vector<float>& out = results[rank].out;
+    if (no_reduce && rank > 0) {
+      std::transform(all.begin(), all.end(), out.begin(), all.begin(), std::plus<>());
+      continue;
+    }
     ParallelConfig own = parallel;
     own.rank = static_cast<int>(rank);
-    if (!speaks_for_tokens(own)) continue;
-    all.insert(all.end(), results[rank].out.begin(), results[rank].out.end());
+    if (!speaks_for_tokens(own, no_reduce)) continue;
+    all.insert(all.end(), out.begin(), out.end());
   }
   return all;
 }

@@ -42,7 +42,8 @@ struct RankResult {
   LoadStats load;
   ForwardTimes times;
   std::vector<int64_t> tokens_per_expert;
-  std::vector<float> out;  // [T of the rank's token group, H]
+  ExchangeBytes moved;     ///< by one forward call
+  std::vector<float> out;  // [T of the rank's token group (sequence parallel: of the rank), H]
 };
 
 /// A batch for one layer, whole: each rank takes its token group's part.
@@ -79,8 +80,11 @@ RankResult run_layer_on_device(MoeModel& model, int layer, const std::shared_ptr
                                const LoadOptions& load_options, const DeviceMoeOptions& options,
                                const LayerBatch* batch, int repeat = 1);
 
-/// The whole output [T, H] from the ranks that lead their token groups.
+/// The whole output [T, H] from the ranks that lead their token groups; of sequence parallel ranks,
+/// from all of them.
+/// @param no_reduce the outputs are parts (FusedMoeOptions::no_reduce): they are added in rank
+/// order
 std::vector<float> gather_outputs(const std::vector<RankResult>& results,
-                                  const ParallelConfig& parallel);
+                                  const ParallelConfig& parallel, bool no_reduce = false);
 
 }  // namespace gantry

@@ -99,6 +99,7 @@ void share_results(Communicator& world, bool sends_output, std::vector<RankResul
   Packer own;
   own.value(mine.load);
   own.value(mine.times);
+  own.value(mine.moved);
   own.range(mine.tokens_per_expert);
   own.range(sends_output ? mine.out : std::vector<float>());
   const std::vector<std::string> texts = gather_texts(world, own.text());
@@ -108,6 +109,7 @@ void share_results(Communicator& world, bool sends_output, std::vector<RankResul
     Unpacker in(texts[static_cast<size_t>(rank)]);
     in.value(result.load);
     in.value(result.times);
+    in.value(result.moved);
     in.range(result.tokens_per_expert);
     in.range(result.out);
   }

@@ -92,6 +92,9 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
     options.activations = settings.activations;
     options.isas = settings.isas;
     options.avx512_dot = settings.avx512_dot;
+    options.exchange = settings.exchange;
+    options.no_reduce = settings.no_reduce;
+    options.batch_invariant = settings.batch_invariant;
     options.threads = settings.load.threads;
     if (reference != nullptr) {
       const auto found = reference->blocks.find(spec.layer);
@@ -114,25 +117,28 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
       results = {run_layer_on_device(model, spec.layer, settings.device, settings.load,
                                      device_options, input)};
     }
-    for (const RankResult& result : results)
+    for (const RankResult& result : results) {
       verified.load += result.load;
+      verified.moved += result.moved;
+    }
     if (settings.ranks.world != nullptr) {
       verified.own_load += results[static_cast<size_t>(settings.ranks.world->rank())].load;
     }
     if (block == nullptr) continue;
     const std::vector<float>& expected = expected_output(model, spec, *block, settings.activations);
-    const std::vector<float> y = gather_outputs(results, settings.parallel);
+    std::vector<float> y = gather_outputs(results, settings.parallel, settings.no_reduce);
     if (y.empty() && !expected.empty()) continue;  // the load itself had findings
-    const BlockResult result{spec.layer, block->name, relative_error(y, expected),
-                             limit_of(model, spec, *block, settings)};
+    const double error = relative_error(y, expected);
+    BlockResult result{spec.layer, block->name, error, limit_of(model, spec, *block, settings),
+                       std::move(y)};
     if (!result.ok()) {
       model.report().add({FindingKind::kReference,
                           fmt::format("layer {} ({}): relative error {:.3e} above {:.1e}",
                                       spec.layer, block->name, result.error, result.limit),
                           "", "", spec.layer, -1, ""});
     }
-    verified.blocks.push_back(result);
     if (on_block) on_block(result);
+    verified.blocks.push_back(std::move(result));
   }
   return verified;
 }

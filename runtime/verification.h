@@ -22,6 +22,9 @@ struct VerifySettings {
   Avx512Dot avx512_dot = avx512_dot_choice().flavour;
   /// Largest relative error; 0: default_tolerance(activations), with kScheme scheme_tolerance.
   double tolerance = 0.0;
+  ExchangeOptions exchange;
+  bool no_reduce = false;  ///< ranks leave their parts to be added here (dp_size 1)
+  bool batch_invariant = false;
   LoadOptions load;
   /// A GPU that runs the layers instead of the CPU: one rank, bf16 activations.
   std::shared_ptr<Device> device{};
@@ -55,12 +58,14 @@ struct BlockResult {
   std::string name;
   double error = 0.0;  ///< ||y - ref||_F / ||ref||_F
   double limit = 0.0;
+  std::vector<float> out;  // [T, H]
   [[nodiscard]] bool ok() const noexcept { return error <= limit; }
 };
 
 struct VerifyResult {
-  LoadStats load;      ///< of all ranks
-  LoadStats own_load;  ///< of this process' rank, where ranks are processes
+  LoadStats load;       ///< of all ranks
+  LoadStats own_load;   ///< of this process' rank, where ranks are processes
+  ExchangeBytes moved;  ///< by all ranks, in all compared blocks
   std::vector<BlockResult> blocks;
 };
 

@@ -8,6 +8,7 @@
 #include "kernels/fused_moe/fused_experts.h"
 #include "kernels/permute/token_permutation.h"
 #include "kernels/topk/topk_routing.h"
+#include "parallel/exchange_scratch.h"
 
 namespace gantry GANTRY_API {
 
@@ -73,7 +74,11 @@ class Workspace {
   Buffer<float> router_input_;              // [T, H], where the router normalises its input
   Buffer<float> expert_input_;              // [T', He] latent projection of the tokens
   Buffer<float> latent_sum_;                // [T', He]
-  Buffer<float> partial_;                   // [T', H], with several ranks
+  Buffer<float> partial_;                   // [T', H], or a row a choice, with several ranks
+  Buffer<float> own_;                       // [own tokens, H], where ranks share tokens
+  Buffer<float> shared_sum_;                // [T of the token group, H], ordered
+  Buffer<int32_t> row_target_;              // [M] row of partial_ for each row, ordered
+  ExchangeScratch exchange_;                // with several ranks
   ForwardTimes times_;
 };
 

@@ -14,6 +14,7 @@
 #include "tools/activation_option.h"
 #include "tools/commands.h"
 #include "tools/device_option.h"
+#include "tools/exchange_option.h"
 #include "tools/rank_session.h"
 
 namespace gantry::cli {
@@ -24,6 +25,7 @@ constexpr int64_t kPlainReadBytes = int64_t{4} << 30;  // enough to tell the rat
 struct RunOptions {
   CommonOptions common;
   ParallelOptions parallel;
+  ExchangeOption exchange;
   std::string directory;
   std::string layers;
   int64_t tokens = 64;
@@ -91,7 +93,8 @@ std::string histogram(const std::vector<int64_t>& tokens) {
 struct LayerSummary {
   int layer = 0;
   LoadStats load;
-  ForwardTimes times;  // median of the repeats, of the slowest rank
+  ForwardTimes times;   // median of the repeats, of the slowest rank
+  ExchangeBytes moved;  // by one call, all ranks
   std::vector<int64_t> tokens_per_expert;
 };
 
@@ -120,6 +123,12 @@ void print_layer(const LayerSummary& summary, int64_t num_tokens, const Output& 
       t.combine_us / 1e3, static_cast<double>(num_tokens) * 1e6 / std::max(1e-9, t.total_us())));
   output.text(fmt::format("            tokens per expert [{}] min {} mean {:.1f} max {}",
                           histogram(loads), *low, mean, *high));
+  if (summary.moved.collectives > 0) {
+    output.text(fmt::format("            moved {} between ranks: dispatch {}, combine {}",
+                            human_bytes(summary.moved.received()),
+                            human_bytes(summary.moved.dispatch_received),
+                            human_bytes(summary.moved.combine_received)));
+  }
   output.event("layer", {{"layer", summary.layer},
                          {"bytes_read", summary.load.bytes_read},
                          {"bytes_owned", summary.load.bytes_owned},
@@ -129,6 +138,7 @@ void print_layer(const LayerSummary& summary, int64_t num_tokens, const Output& 
                          {"dispatch_ms", t.dispatch_us / 1e3},
                          {"experts_ms", t.experts_us / 1e3},
                          {"combine_ms", t.combine_us / 1e3},
+                         {"moved_bytes", summary.moved.received()},
                          {"tokens_per_expert", loads}});
 }
 
@@ -152,7 +162,7 @@ void write_outputs(const std::string& path, const std::map<int, std::vector<floa
 
 int run_run(const RunOptions& options, RankSession& ranks) {
   const Output output(options.common);
-  const ParallelConfig parallel = options.parallel.config();
+  const ParallelConfig parallel = options.exchange.config(options.parallel.config());
   const LayerRange range = parse_layer_range(options.layers);
   GANTRY_CHECK(options.tokens >= 0, ErrorCode::kInvalidArgument, "--tokens: expected at least 0");
   const auto device = open_chosen_device(options.device, parallel, options.activations, output);
@@ -187,6 +197,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
       device == nullptr ? options.activations : "bf16", model_activations(config, model.tensors()));
   run.activations = activations.dtype;
   run.avx512_dot = ranks.agreed_avx512_dot();
+  options.exchange.apply(parallel, run);
   Fingerprint input;
   input.add(std::as_bytes(std::span(hidden)));
   ranks.check_agreement(options.parallel, &model.checkpoint(),
@@ -194,10 +205,14 @@ int run_run(const RunOptions& options, RankSession& ranks) {
                          {"layers", options.layers},
                          {"input", fmt::format("{} tokens, {}", num_tokens, input.hex())},
                          {"repeat", std::to_string(options.repeat)},
+                         {"exchange", options.exchange.text()},
                          {"activations", activations.text},
                          {"AVX-512 flavour", flavour_name(run.avx512_dot)}});
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
                           load.threads.resolved_count()));
+  if (parallel.world_size() > 1) {
+    output.text(describe_exchange(options.exchange, parallel, layers[0].routing.num_slots()));
+  }
   if (parallel.ep_size > 1) {
     output.text(fmt::format(
         "experts ({}): {}", placement.describe(),
@@ -235,10 +250,14 @@ int run_run(const RunOptions& options, RankSession& ranks) {
       output.report(model.report(), 50);
       return kExitFinding;
     }
-    LayerSummary summary{
-        .layer = spec.layer, .load = {}, .times = slowest(results), .tokens_per_expert = {}};
+    LayerSummary summary{.layer = spec.layer,
+                         .load = {},
+                         .times = slowest(results),
+                         .moved = {},
+                         .tokens_per_expert = {}};
     summary.tokens_per_expert.assign(static_cast<size_t>(spec.num_experts), 0);
     for (const RankResult& result : results) {
+      summary.moved += result.moved;
       summary.load.bytes_read += result.load.bytes_read;
       summary.load.bytes_owned += result.load.bytes_owned;
       summary.load.seconds = std::max(summary.load.seconds, result.load.seconds);
@@ -249,7 +268,8 @@ int run_run(const RunOptions& options, RankSession& ranks) {
     total += summary.load;
     own_load += results[static_cast<size_t>(ranks.rank())].load;
     print_layer(summary, num_tokens, output);
-    if (!options.output.empty()) outputs[spec.layer] = gather_outputs(results, parallel);
+    if (!options.output.empty())
+      outputs[spec.layer] = gather_outputs(results, parallel, run.no_reduce);
   }
   if (!options.output.empty() && ranks.rank() == 0) {
     write_outputs(options.output, outputs, num_tokens);
@@ -293,6 +313,7 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
   add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
   add_launch_options(*command, options->parallel.launch);
+  add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] {
     chosen = [options] {

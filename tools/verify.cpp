@@ -10,7 +10,9 @@
 #include "tools/activation_option.h"
 #include "tools/commands.h"
 #include "tools/device_option.h"
+#include "tools/exchange_option.h"
 #include "tools/rank_session.h"
+#include "tools/verify_matrix.h"
 
 namespace gantry::cli {
 namespace {
@@ -18,7 +20,10 @@ namespace {
 struct VerifyOptions {
   CommonOptions common;
   ParallelOptions parallel;
+  ExchangeOption exchange;
   std::string directory;
+  bool batch_invariant = false;
+  bool matrix = false;
   bool names_only = false;
   std::string reference;
   std::string activations;  // empty: as the checkpoint declares
@@ -103,7 +108,7 @@ void print_block(const BlockResult& block, const Output& output) {
 
 int run_verify(const VerifyOptions& options, RankSession& ranks) {
   const Output output(options.common);
-  const ParallelConfig parallel = options.parallel.config();
+  const ParallelConfig parallel = options.exchange.config(options.parallel.config());
   const auto device = open_chosen_device(options.device, parallel, options.activations, output);
   MoeModel model(options.directory, options.names_only);
   for (const FindingKind kind : parse_allowed(options.allow))
@@ -120,6 +125,8 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
       {{"command", "verify"},
        {"reference", options.reference.empty() ? "no" : "yes"},
        {"activations", options.activations.empty() ? "as declared" : options.activations},
+       {"exchange", options.exchange.text()},
+       {"batch invariant", options.batch_invariant ? "yes" : "no"},
        {"AVX-512 flavour", flavour_name(avx512_dot)}});
   print_counts(model.tensors().counts(), output);
   if (options.names_only || !model.report().ok()) return finish(model, options, output);
@@ -133,6 +140,22 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   output.text(fmt::format("activations: {}", activations.text));
   output.event("activations",
                {{"dtype", to_string(activations.dtype)}, {"text", activations.text}});
+  FusedMoeOptions moving;
+  options.exchange.apply(parallel, moving);
+  if (parallel.world_size() > 1 && !config.layers.empty()) {
+    output.text(
+        describe_exchange(options.exchange, parallel, config.layers[0].routing.num_slots()));
+  }
+  if (options.matrix) {
+    GANTRY_CHECK(reference.has_value() && parallel.world_size() == 1, ErrorCode::kInvalidArgument,
+                 "--matrix: expected --reference, and no --tp, --ep or --dp: it runs them all");
+    VerifySettings settings;
+    settings.activations = activations.dtype;
+    settings.tolerance = options.tolerance;
+    settings.load.threads = options.common.make_threads();
+    verify_matrix(model, *reference, settings, output);
+    return finish(model, options, output);
+  }
   VerifyResult verified;
   {
     ProgressMeter progress("verify", bytes_of_experts(model), options.common);
@@ -145,6 +168,9 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
     settings.tolerance = options.tolerance;
     settings.device = device;
     settings.device_options.threads = options.common.make_threads();
+    settings.exchange = moving.exchange;
+    settings.no_reduce = moving.no_reduce;
+    settings.batch_invariant = options.batch_invariant;
     settings.load.threads = options.common.make_threads();
     settings.load.progress = [&](int64_t bytes) { progress.add(bytes); };
     verified = verify_model(model, reference ? &*reference : nullptr, settings,
@@ -154,6 +180,17 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   output.text(fmt::format("read {} for {} owned by the rank(s)", human_bytes(stats.bytes_read),
                           human_bytes(stats.bytes_owned)));
   output.event("load", {{"bytes_read", stats.bytes_read}, {"bytes_owned", stats.bytes_owned}});
+  if (verified.moved.collectives > 0) {
+    output.text(fmt::format("moved {} between ranks (dispatch {}, combine {}, magnitudes {})",
+                            human_bytes(verified.moved.received()),
+                            human_bytes(verified.moved.dispatch_received),
+                            human_bytes(verified.moved.combine_received),
+                            human_bytes(verified.moved.magnitudes_received)));
+    output.event("moved", {{"dispatch_bytes", verified.moved.dispatch_received},
+                           {"combine_bytes", verified.moved.combine_received},
+                           {"magnitude_bytes", verified.moved.magnitudes_received},
+                           {"overflows", verified.moved.overflows}});
+  }
   ranks.print_figures(output, verified.own_load);
   return finish(model, options, output);
 }
@@ -177,8 +214,14 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--max-findings", options->max_findings, "findings printed as text")
       ->capture_default_str();
   add_allow_option(*command, options->allow);
+  command->add_flag("--batch-invariant", options->batch_invariant,
+                    "only kernels whose rows do not depend on their batch");
+  command->add_flag(
+      "--matrix", options->matrix,
+      "many layouts of ranks with both exchanges and both orders of sums, as a table");
   add_parallel_options(*command, options->parallel);
   add_launch_options(*command, options->parallel.launch);
+  add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] {
     chosen = [options] {

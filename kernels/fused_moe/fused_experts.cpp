@@ -241,7 +241,8 @@ void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* ne
   const int64_t begin = call.rows.offsets[static_cast<size_t>(slot)];
   const int64_t end = call.rows.offsets[static_cast<size_t>(slot) + 1];
   const float* bias = call.add_w2_bias ? pass.bias(slot, experts.b2_offset) : nullptr;
-  const bool mapped = call.rows.token != nullptr;
+  const int32_t* target = call.rows.out_row != nullptr ? call.rows.out_row : call.rows.token;
+  const bool mapped = target != nullptr;
   float* out = call.out.data() + column;
   alignas(64) float c[kMaxMultiplyRows * kPanelWidth];
   const int64_t step = even_piece(end - begin, multiply_rows(pass.kernels.w2));
@@ -249,7 +250,7 @@ void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* ne
     const int64_t rows = std::min(step, end - row);
     // The tokens' sums lie anywhere: fetch them while the GEMM runs.
     for (int64_t r = row; r < row + rows; ++r) {
-      const float* line = out + (mapped ? call.rows.token[r] : r) * h;
+      const float* line = out + (mapped ? target[r] : r) * h;
       __builtin_prefetch(line, 1);
       __builtin_prefetch(line + 16, 1);
     }
@@ -267,7 +268,7 @@ void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* ne
         {.c = c,
          .num_rows = rows,
          .bias = bias == nullptr ? nullptr : bias + column,
-         .token = mapped ? call.rows.token + row : nullptr,
+         .token = mapped ? target + row : nullptr,
          .choice = mapped ? call.rows.choice + row : nullptr,
          .first_token = row,
          .weight = call.weights.empty() ? nullptr : call.weights.data(),
@@ -342,9 +343,21 @@ void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch
                ErrorCode::kInvalidArgument,
                "fused_experts: expected {} slots and ascending row offsets from 0, found {} and {}",
                slots, call.rows.order.size(), call.rows.offsets.size());
-  GANTRY_CHECK(call.x.size() == call.out.size() && call.x.size() % static_cast<size_t>(h) == 0,
+  const bool own_rows = call.rows.out_row != nullptr;
+  GANTRY_CHECK((own_rows || call.x.size() == call.out.size()) &&
+                   call.x.size() % static_cast<size_t>(h) == 0 &&
+                   call.out.size() % static_cast<size_t>(h) == 0,
                ErrorCode::kInvalidArgument, "fused_experts: {} inputs, {} outputs of [T, {}]",
                call.x.size(), call.out.size(), h);
+  const auto fits = [&](int32_t row) {
+    return row >= 0 && static_cast<size_t>(row) < call.out.size() / static_cast<size_t>(h);
+  };
+  GANTRY_CHECK(!own_rows || (call.rows.choice != nullptr &&
+                             std::all_of(call.rows.out_row,
+                                         call.rows.out_row + call.rows.offsets.back(), fits)),
+               ErrorCode::kInvalidArgument,
+               "fused_experts: an output row outside the {} there are, or no choices",
+               call.out.size() / static_cast<size_t>(h));
   GANTRY_CHECK(needed.rows_bytes <= static_cast<int64_t>(scratch.rows.size()) &&
                    needed.intermediate_bytes <= static_cast<int64_t>(scratch.intermediate.size()) &&
                    slots < scratch.task_offsets.size(),

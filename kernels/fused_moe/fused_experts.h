@@ -92,6 +92,9 @@ struct ExpertRows {
   const int32_t* choice = nullptr;   ///< [M] index into the weights; null: choice r is r
   std::span<const int32_t> offsets;  ///< [L + 1]
   std::span<const int32_t> order;    ///< [L] slots in ascending logical expert id
+  /// [M] row of `out` that a row adds to; null: the row of its token. With one of its own for each
+  /// row, the outputs of experts stay apart.
+  const int32_t* out_row = nullptr;
 };
 
 struct FusedExpertsCall {
@@ -108,7 +111,7 @@ struct FusedExpertsCall {
   std::span<const float> weights;        ///< scales expert outputs, by choice; or empty for 1
   bool add_w2_bias = true;               ///< true on the one TP rank that adds b2
   bool clear = true;                     ///< out is written; else added to
-  std::span<float> out;                  ///< [T, H]
+  std::span<float> out;                  ///< [T, H], with out_row [its rows, H]
 };
 
 /// Computes out[t] (+)= sum over the token's rows of weight * (W2 f(W13 x + b13) + b2), fused: w13

@@ -1,0 +1,68 @@
+#include "tools/exchange_option.h"
+
+#include <CLI/CLI.hpp>
+
+#include "kernels/base/check.h"
+
+namespace gantry::cli {
+
+void add_exchange_options(CLI::App& app, ExchangeOption& option) {
+  app.add_option("--exchange", option.exchange, "how tokens get to the ranks of their experts")
+      ->check(CLI::IsMember({"auto", "allgather_reducescatter", "all_to_all"}))
+      ->capture_default_str();
+  app.add_option("--exchange-slots", option.slots,
+                 "tokens that every message between two ranks has room for: one collective instead "
+                 "of two while they suffice")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--combine", option.combine,
+                 "rank: sums of ranks are added in rank order; ordered: outputs of experts are "
+                 "added in ascending expert id, for bits that do not depend on --ep")
+      ->check(CLI::IsMember({"rank", "ordered"}))
+      ->capture_default_str();
+  app.add_option("--reduce", option.reduce, "how sums of ranks are added: in rank order")
+      ->check(CLI::IsMember({"rank"}))
+      ->capture_default_str();
+  app.add_flag("--no-reduce", option.no_reduce,
+               "ranks keep their parts of the sums, as for an engine that reduces itself");
+  app.add_flag("--sequence-parallel", option.sequence_parallel,
+               "the ranks of a token group hold parts of its tokens instead of all");
+}
+
+ExchangeOptions ExchangeOption::options() const {
+  return {.kind = parse_exchange_kind(exchange),
+          .combine = parse_combine_order(combine),
+          .slots = slots};
+}
+
+ParallelConfig ExchangeOption::config(ParallelConfig parallel) const {
+  parallel.sequence_parallel = sequence_parallel;
+  return parallel;
+}
+
+void ExchangeOption::apply(const ParallelConfig& parallel, FusedMoeOptions& options) const {
+  GANTRY_CHECK(!no_reduce || parallel.dp_size == 1, ErrorCode::kUnsupported,
+               "--no-reduce with --dp {}: the engine dispatches tokens then, and this command is "
+               "none",
+               parallel.dp_size);
+  options.exchange = this->options();
+  options.no_reduce = no_reduce;
+}
+
+std::string ExchangeOption::text() const {
+  return fmt::format("{}, {} slots, combine {}, reduce {}{}{}", exchange, slots, combine, reduce,
+                     no_reduce ? ", no reduce" : "", sequence_parallel ? ", sequence parallel" : "");
+}
+
+std::string describe_exchange(const ExchangeOption& option, const ParallelConfig& parallel,
+                              int64_t top_k) {
+  if (parallel.world_size() == 1) return {};
+  if (option.no_reduce) return "exchange: none (--no-reduce): ranks keep their parts of the sums";
+  const ExchangeChoice choice =
+      choose_exchange(parse_exchange_kind(option.exchange), parallel, top_k);
+  return fmt::format("exchange: {} ({}), {} slots{}; combine {}; sums of ranks in rank order",
+                     to_string(choice.kind), choice.reason, option.slots,
+                     parallel.sequence_parallel ? ", sequence parallel" : "", option.combine);
+}
+
+}  // namespace gantry::cli
