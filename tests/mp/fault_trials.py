@@ -1,7 +1,7 @@
 """Kills and stops ranks of a running `mpirun gantry run` at random points, and sees to it that the
 whole job is gone in time, with an exit code other than 0 and the cause in its output.
 
-usage: fault_trials.py GANTRY CHECKPOINT [--kills N] [--stops N] [--ranks N] [--seed S]
+usage: fault_trials.py GANTRY CHECKPOINT [--kills N] [--stops N] [--ranks N] [--repeat N] [--seed S]
 
 After a kill all ranks must be gone within 10 s, after a stop (SIGSTOP) within the time-out + 10 s.
 The seed is printed; each trial prints what was done to which rank when, how long it took, and the
@@ -26,7 +26,6 @@ import time
 from launcher import ENVIRONMENT
 
 GONE_WITHIN = 10.0
-REPEATS = "1000"
 
 # What tells the cause, best first.
 CAUSES = [
@@ -40,7 +39,7 @@ CAUSES = [
 
 def start(options, output):
     command = [options.mpirun, "-np", str(options.ranks), options.gantry, "run", options.checkpoint,
-               "--tokens", "64", "--repeat", REPEATS, "--no-progress"]
+               "--tokens", "64", "--repeat", str(options.repeat), "--no-progress"]
     return subprocess.Popen(command, env=ENVIRONMENT | {"GANTRY_COLLECTIVE_TIMEOUT": str(options.timeout)}, stdout=output,
                             stderr=subprocess.STDOUT)
 
@@ -191,6 +190,7 @@ def main():
     parser.add_argument("--stops", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=2.0, help="of collectives, seconds")
+    parser.add_argument("--repeat", type=int, default=1000, help="forward calls a layer")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("GANTRY_SEED", "1")))
     options = parser.parse_args()
     rng = random.Random(options.seed)
