@@ -29,6 +29,7 @@ struct RunOptions {
   std::string input;
   std::string output;
   std::string activations;  // empty: as the checkpoint declares
+  bool batch_invariant = false;
   int repeat = 3;
   uint64_t seed = 0;
   std::vector<std::string> allow;
@@ -190,6 +191,7 @@ int run_run(const RunOptions& options) {
   const ActivationChoice activations =
       choose_activations(options.activations, model_activations(config, model.tensors()));
   run.activations = activations.dtype;
+  run.batch_invariant = options.batch_invariant;
   options.exchange.apply(parallel, run);
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
                           load.threads.resolved_count()));
@@ -284,6 +286,8 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
       ->capture_default_str();
   command->add_option("--seed", options->seed, "seed of the random tokens")->capture_default_str();
   add_allow_option(*command, options->allow);
+  command->add_flag("--batch-invariant", options->batch_invariant,
+                    "only kernels whose rows do not depend on their batch");
   add_parallel_options(*command, options->parallel);
   add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);
