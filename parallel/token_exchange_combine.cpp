@@ -15,6 +15,12 @@ void add_row(const float* row, float factor, int64_t width, float* sum) {
     sum[i] += factor * row[i];
 }
 
+// +0 + row: a row of -0 does not tell which ranks took part.
+void set_row(const float* row, int64_t width, float* sum) {
+  for (int64_t i = 0; i < width; ++i)
+    sum[i] = 0.0F + row[i];
+}
+
 void add_row(const float* row, int64_t width, float* sum) {
   for (int64_t i = 0; i < width; ++i)
     sum[i] += row[i];
@@ -63,15 +69,22 @@ void TokenExchange::reduce(std::span<const float> partial, int64_t width, std::s
                scratch.own_tokens_, width, own.size());
   const std::span<const float> rows =
       return_rows(partial, width, scratch.received_, scratch.sent_, scratch);
-  std::fill(own.begin(), own.end(), 0.0F);
   for (int64_t token = 0; token < scratch.own_tokens_; ++token) {
     float* const sum = own.data() + token * width;
+    bool first = true;
     for (const int32_t ep_rank : destinations(scratch, token)) {
       for (int64_t tp_rank = 0; tp_rank < config_.tp_size; ++tp_rank) {
         const auto rank = static_cast<size_t>(ep_rank * config_.tp_size + tp_rank);
-        add_row(rows.data() + scratch.receive_cursor_[rank]++ * width, width, sum);
+        const float* const row = rows.data() + scratch.receive_cursor_[rank]++ * width;
+        if (first) {
+          set_row(row, width, sum);
+        } else {
+          add_row(row, width, sum);
+        }
+        first = false;
       }
     }
+    if (first) std::fill_n(sum, width, 0.0F);
   }
 }
 

@@ -20,8 +20,10 @@ void add_exchange_options(CLI::App& app, ExchangeOption& option) {
                  "added in ascending expert id, for bits that do not depend on --ep")
       ->check(CLI::IsMember({"rank", "ordered"}))
       ->capture_default_str();
-  app.add_option("--reduce", option.reduce, "how sums of ranks are added: in rank order")
-      ->check(CLI::IsMember({"rank"}))
+  app.add_option("--reduce", option.reduce,
+                 "how sums of ranks are added: in rank order (native is refused: no communicator "
+                 "has a reduction of its own here)")
+      ->check(CLI::IsMember({"rank", "native"}))
       ->capture_default_str();
   app.add_flag("--no-reduce", option.no_reduce,
                "ranks keep their parts of the sums, as for an engine that reduces itself");
@@ -41,10 +43,22 @@ ParallelConfig ExchangeOption::config(ParallelConfig parallel) const {
 }
 
 void ExchangeOption::apply(const ParallelConfig& parallel, FusedMoeOptions& options) const {
-  GANTRY_CHECK(!no_reduce || parallel.dp_size == 1, ErrorCode::kUnsupported,
-               "--no-reduce with --dp {}: the engine dispatches tokens then, and this command is "
-               "none",
-               parallel.dp_size);
+  const auto check = [&](bool possible, std::string_view what) {
+    GANTRY_CHECK(possible, ErrorCode::kInvalidArgument, "{}", what);
+  };
+  check(reduce == "rank",
+        "--reduce native: no communicator has a reduction of its own here; sums of ranks are added "
+        "in rank order, so that every run has the same bits");
+  check(!no_reduce || parallel.dp_size == 1,
+        "--no-reduce with --dp: the tokens of an engine that dispatches itself are needed, and "
+        "this command is none");
+  check(!no_reduce || combine == "rank",
+        "--no-reduce with --combine ordered: there are no sums to put into order");
+  check(!no_reduce || exchange != "all_to_all",
+        "--no-reduce with --exchange all_to_all: it sends tokens, but nothing is to be sent");
+  check(!no_reduce || !sequence_parallel,
+        "--no-reduce with --sequence-parallel: the ranks of a token group have to exchange their "
+        "parts");
   options.exchange = this->options();
   options.no_reduce = no_reduce;
 }

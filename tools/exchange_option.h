@@ -22,7 +22,7 @@ struct ExchangeOption {
   [[nodiscard]] ExchangeOptions options() const;
   /// The same ranks with sequence_parallel as asked.
   [[nodiscard]] ParallelConfig config(ParallelConfig parallel) const;
-  /// @throws Error kUnsupported naming what cannot be done with these ranks, and why
+  /// @throws Error kInvalidArgument naming what cannot be done together, and why
   void apply(const ParallelConfig& parallel, FusedMoeOptions& options) const;
   /// All of it, for comparison between ranks.
   [[nodiscard]] std::string text() const;

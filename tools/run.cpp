@@ -33,6 +33,7 @@ struct RunOptions {
   std::string output;
   std::string activations;  // empty: as the checkpoint declares
   std::string device = "cpu";
+  bool batch_invariant = false;
   int repeat = 3;
   uint64_t seed = 0;
   std::vector<std::string> allow;
@@ -197,6 +198,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
       device == nullptr ? options.activations : "bf16", model_activations(config, model.tensors()));
   run.activations = activations.dtype;
   run.avx512_dot = ranks.agreed_avx512_dot();
+  run.batch_invariant = options.batch_invariant;
   options.exchange.apply(parallel, run);
   Fingerprint input;
   input.add(std::as_bytes(std::span(hidden)));
@@ -206,6 +208,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
                          {"input", fmt::format("{} tokens, {}", num_tokens, input.hex())},
                          {"repeat", std::to_string(options.repeat)},
                          {"exchange", options.exchange.text()},
+                         {"batch invariant", options.batch_invariant ? "yes" : "no"},
                          {"activations", activations.text},
                          {"AVX-512 flavour", flavour_name(run.avx512_dot)}});
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
@@ -311,6 +314,8 @@ void add_run_command(CLI::App& app, std::function<int()>& chosen) {
       ->capture_default_str();
   command->add_option("--seed", options->seed, "seed of the random tokens")->capture_default_str();
   add_allow_option(*command, options->allow);
+  command->add_flag("--batch-invariant", options->batch_invariant,
+                    "only kernels whose rows do not depend on their batch");
   add_parallel_options(*command, options->parallel);
   add_launch_options(*command, options->parallel.launch);
   add_exchange_options(*command, options->exchange);

@@ -306,6 +306,54 @@ class CommandTest(unittest.TestCase):
         for split in (["--ep", "9"], ["--tp", "49"], ["--ep", "4", "--dp", "3"], ["--tp", "0"]):
             self.assertEqual(self.verify(GOLDEN / "families" / "mixtral", *split)[0], USAGE, split)
 
+    def test_verify_prints_a_matrix_of_ranks(self):
+        golden = GOLDEN / "families" / "mixtral"
+        reference = golden / "moe_io.safetensors"
+        code, out, _ = run("verify", golden, "--reference", reference, "--activations", "f32", "--matrix", "--json")
+        self.assertEqual(code, OK, out)
+        events = [json.loads(line) for line in out.splitlines()]
+        cells = [e for e in events if e["event"] == "cell"]
+        self.assertEqual(len(cells), 32)
+        self.assertEqual({c["exchange"] for c in cells}, {"allgather_reducescatter", "all_to_all"})
+        self.assertTrue(all(c["ok"] for c in cells))
+        self.assertTrue(all(c["bit_equal"] == (c["combine"] == "ordered") for c in cells))
+        self.assertIn({"event": "matrix", "cells": 32, "passed": 32, "ordered": 16, "bit_equal": 16}, events)
+
+    def test_the_matrix_notices_numbers_that_are_wrong(self):
+        golden = self.copy_golden("mixtral")
+        tensors = read_file(golden / "moe_io.safetensors")
+        name = next(n for n in tensors if n.endswith(".output"))
+        dtype, shape, data = tensors[name]
+        tensors[name] = (dtype, shape, data[4:] + data[:4])
+        write_file(golden / "moe_io.safetensors", tensors)
+        code, out, _ = run("verify", golden, "--reference", golden / "moe_io.safetensors", "--activations", "f32", "--matrix")
+        self.assertEqual(code, FINDING)
+        self.assertIn("matrix: 0 of 32", out)
+
+    def test_what_ranks_cannot_do_together_is_a_usage_error_with_the_reason(self):
+        golden = GOLDEN / "families" / "mixtral"
+        for options, reason in [
+            (["--no-reduce", "--dp", "2"], "dispatches itself"),
+            (["--no-reduce", "--combine", "ordered"], "no sums to put into order"),
+            (["--no-reduce", "--exchange", "all_to_all"], "nothing is to be sent"),
+            (["--no-reduce", "--sequence-parallel"], "exchange their parts"),
+            (["--reduce", "native"], "in rank order"),
+            (["--matrix"], "--reference"),
+        ]:
+            code, _, err = run("verify", golden, "--ep", 2, *options)
+            self.assertEqual(code, USAGE, options)
+            self.assertIn(reason, err)
+
+    def test_run_says_which_exchange_and_why(self):
+        golden = GOLDEN / "families" / "mixtral"
+        code, out, _ = run("run", golden, "--ep", 4, "--dp", 2, "--exchange-slots", 64, "--tokens", 9)
+        self.assertEqual(code, OK)
+        self.assertIn("exchange: all_to_all (a token of top-2 goes to 1.8 of 4 EP ranks: not more than half), 64 slots", out)
+        self.assertIn("moved", out)
+        code, out, _ = run("run", golden, "--ep", 2, "--combine", "ordered", "--tokens", 9)
+        self.assertIn("exchange: allgather_reducescatter", out)
+        self.assertIn("combine ordered", out)
+
     def test_gguf_directory_and_file(self):
         golden = GOLDEN / "gguf" / "q4_k_m"
         for path in (golden, golden / "model.gguf"):

@@ -60,6 +60,36 @@ class FusedExpertsArgumentTest : public testing::Test {
 
 TEST_F(FusedExpertsArgumentTest, AcceptsWhatFits) { EXPECT_NO_THROW(run()); }
 
+TEST_F(FusedExpertsArgumentTest, RowsOfTheirOwnAddUpToTheTokens) {
+  x = rng.normals(16);
+  weights = {0.5F, 1.0F, 0.25F, 2.0F};
+  call.x = x;
+  call.weights = weights;
+  run();
+  const std::vector<int32_t> out_row = {2, 0, 1};
+  std::vector<float> rows(24, -7.0F);
+  call.rows.out_row = out_row.data();
+  call.weights = {};
+  call.out = rows;
+  run();
+  std::vector<float> sums(16, 0.0F);
+  for (size_t r = 0; r < 3; ++r) {
+    for (size_t i = 0; i < 8; ++i) {
+      sums[static_cast<size_t>(token[r]) * 8 + i] +=
+          weights[static_cast<size_t>(choice[r])] * rows[static_cast<size_t>(out_row[r]) * 8 + i];
+    }
+  }
+  EXPECT_EQ(sums, out);
+}
+
+TEST_F(FusedExpertsArgumentTest, RefusesARowOutsideTheOutput) {
+  for (const int32_t outside : {-1, 2}) {
+    const std::vector<int32_t> out_row = {0, 1, outside};
+    call.rows.out_row = out_row.data();
+    expect_refused({"an output row outside the 2"});
+  }
+}
+
 TEST_F(FusedExpertsArgumentTest, RefusesAScratchForFewerRows) {
   resize_scratch(2, 2);
   expect_refused({"3 rows", "scratch"});

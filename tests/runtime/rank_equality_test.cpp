@@ -41,6 +41,7 @@ struct World {
   Floats hidden_states;
   std::vector<int32_t> topk_ids;  ///< empty: routed by the layer
   Floats topk_weights;
+  std::vector<int32_t> physical_ids;  ///< of topk_ids, some copy each; empty: none are given
 
   [[nodiscard]] int64_t all() const {
     return std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
@@ -48,7 +49,8 @@ struct World {
   [[nodiscard]] size_t holder(const ParallelConfig& rank) const {
     return static_cast<size_t>(rank.sequence_parallel ? rank.rank : rank.dp_rank());
   }
-  [[nodiscard]] MoeInput input(int64_t first, int64_t count) const {
+  /// @param physical with physical ids, where the world has them
+  [[nodiscard]] MoeInput input(int64_t first, int64_t count, bool physical = false) const {
     const auto part = [&](const auto& values, int64_t width) {
       return values.empty() ? std::span(values)
                             : std::span(values).subspan(static_cast<size_t>(first * width),
@@ -56,7 +58,8 @@ struct World {
     };
     MoeInput input;
     input.hidden_states = part(hidden_states, toy.hidden_size);
-    input.topk_ids = part(topk_ids, toy.top_k);
+    input.physical_ids = physical && !physical_ids.empty();
+    input.topk_ids = part(input.physical_ids ? physical_ids : topk_ids, toy.top_k);
     input.topk_weights = part(topk_weights, toy.top_k);
     return input;
   }
@@ -114,8 +117,9 @@ Floats on_all_ranks(const World& world) {
     const int64_t first = std::accumulate(
         world.tokens.begin(), world.tokens.begin() + static_cast<ptrdiff_t>(holder), int64_t{0});
     Floats out(static_cast<size_t>(world.tokens[holder] * world.toy.hidden_size));
-    layer.forward(world.input(first, world.tokens[holder]), workspace, out);
-    layer.forward(world.input(first, world.tokens[holder]), workspace, out);  // used buffers
+    const MoeInput input = world.input(first, world.tokens[holder], /*physical=*/true);
+    layer.forward(input, workspace, out);
+    layer.forward(input, workspace, out);  // used buffers
     // One rank of each group writes the result down; the others must have the same.
     const bool writes = config.sequence_parallel || config.rank == config.first_of_token_group();
     float* const at = all.data() + first * world.toy.hidden_size;
@@ -183,6 +187,16 @@ class RankEqualityTest : public testing::Test {
       world.topk_ids.push_back(
           static_cast<int32_t>(to_one ? 0 : rng.integer(-1, world.toy.num_experts - 1)));
       world.topk_weights.push_back(rng.uniform(0.0F, 1.0F));
+    }
+    if (rng.integer(0, 1) == 0) return world;
+    for (const int32_t id : world.topk_ids) {
+      if (id < 0) {
+        world.physical_ids.push_back(-1);
+        continue;
+      }
+      const auto copies = world.experts.replicas(id);
+      world.physical_ids.push_back(
+          copies[static_cast<size_t>(rng.integer(0, static_cast<int64_t>(copies.size()) - 1))]);
     }
     return world;
   }
