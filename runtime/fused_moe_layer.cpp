@@ -127,7 +127,9 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens) const {
   workspace.routing_.topk_weights.reserve(choices);
   workspace.routing_.identity_weights.reserve(tokens);
   workspace.gate_.reserve(tokens);
-  workspace.topk_.reserve(spec.routing);
+  workspace.topk_.resize(static_cast<size_t>(options_.threads.resolved_count()));
+  for (TopkScratch& scratch : workspace.topk_)
+    scratch.reserve(spec.routing);
   workspace.permutation_.reserve(pairs, weights.num_slots);
   workspace.tokens_per_expert_.assign(static_cast<size_t>(spec.num_experts), 0);
 

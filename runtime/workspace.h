@@ -58,7 +58,7 @@ class Workspace {
 
   int64_t max_num_tokens_ = 0;
   Routing routing_;
-  TopkScratch topk_;
+  std::vector<TopkScratch> topk_;  // one a thread
   TokenPermutation permutation_;
   FusedExpertsScratch experts_;
   std::vector<int64_t> tokens_per_expert_;  // [E]
