@@ -99,8 +99,7 @@ void ForwardCall::route(const MoeInput& input) {
   routing.topk_ids.resize(slots);
   routing.topk_weights.resize(slots);
   routing.identity_weights.resize(identity);
-  topk_routing(spec, routing_tensors(weights_), routing.logits, input.token_ids, routing.topk_ids,
-               routing.topk_weights, routing.identity_weights, workspace_.topk_);
+  route_tokens(weights_, input.token_ids, routing, options_.threads, workspace_.topk_);
 }
 
 ExchangedTokens ForwardCall::dispatch(const MoeInput& input, int64_t remaining) {

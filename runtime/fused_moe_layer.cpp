@@ -141,7 +141,9 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slot
   workspace.routing_.topk_weights.reserve(choices);
   workspace.routing_.identity_weights.reserve(tokens);
   workspace.gate_.reserve(static_cast<size_t>(group_tokens));
-  workspace.topk_.reserve(spec.routing);
+  workspace.topk_.resize(static_cast<size_t>(options_.threads.resolved_count()));
+  for (TopkScratch& scratch : workspace.topk_)
+    scratch.reserve(spec.routing);
   workspace.num_slots_ = std::max(weights.num_slots, max_slots);
   workspace.permutation_.reserve(pairs, workspace.num_slots_);
   workspace.tokens_per_slot_.reserve(static_cast<size_t>(workspace.num_slots_));

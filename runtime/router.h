@@ -5,6 +5,7 @@
 
 #include "kernels/base/parallel_for.h"
 #include "runtime/layer_operands.h"
+#include "runtime/workspace.h"
 
 namespace gantry {
 
@@ -21,5 +22,10 @@ void router_logits(const LayerOperands& operands, std::span<const float> hidden_
 
 /// The tensors of the router as the selection reads them.
 RoutingTensors routing_tensors(const MoeLayerWeights& weights) noexcept;
+
+/// Selects experts, tokens spread over the threads: what topk_routing computes into `routing`'s
+/// ids, weights and identity weights from its logits. One scratch a task.
+void route_tokens(const MoeLayerWeights& weights, std::span<const int32_t> token_ids,
+                  Routing& routing, const Threads& threads, std::span<TopkScratch> scratch);
 
 }  // namespace gantry

@@ -64,7 +64,7 @@ class Workspace {
   int64_t max_num_tokens_ = 0;
   int64_t num_slots_ = 0;  // the most that a rank may hold
   Routing routing_;
-  TopkScratch topk_;
+  std::vector<TopkScratch> topk_;  // one a thread
   TokenPermutation permutation_;
   FusedExpertsScratch experts_;
   std::vector<int64_t> tokens_per_expert_;  // [E]

@@ -273,7 +273,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
       ->add_option(
           "--format", options->format,
           "weight format: bf16, f16, f32, fp8-block, fp8-channel, int8, int4-g128, int4-g64, "
-          "int4-g32, awq, gptq-asym, mxfp4, nvfp4")
+          "int4-g32, w4a8, awq, gptq-asym, mxfp4, nvfp4")
       ->capture_default_str();
   command->add_option("--tokens", options->tokens, "numbers of tokens, comma separated")
       ->delimiter(',')

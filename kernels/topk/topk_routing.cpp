@@ -127,9 +127,9 @@ class TokenRouter {
   }
 
   void select(std::span<int32_t> ids) {
-    const ByScore by_score{selection_.data()};
-    std::iota(order_.begin(), order_.end(), 0);
     if (spec_.group_score == GroupScore::kTopKOfEach) {
+      const ByScore by_score{selection_.data()};
+      std::iota(order_.begin(), order_.end(), 0);
       const auto size = static_cast<ptrdiff_t>(order_.size()) / spec_.num_groups;
       const ptrdiff_t each = static_cast<ptrdiff_t>(ids.size()) / spec_.num_groups;
       for (ptrdiff_t g = 0; g < spec_.num_groups; ++g) {
@@ -140,9 +140,27 @@ class TokenRouter {
       std::sort(ids.begin(), ids.end(), by_score);
       return;
     }
-    const auto k = static_cast<ptrdiff_t>(ids.size());
-    std::partial_sort(order_.begin(), order_.begin() + k, order_.end(), by_score);
-    std::copy_n(order_.begin(), k, ids.begin());
+    insert_best(ids);
+  }
+
+  // The best of all by insertion: most candidates are below the last one kept. Of equal scores the
+  // lower index stands first, because it came first.
+  void insert_best(std::span<int32_t> ids) {
+    const auto score_of = [&](int32_t e) {
+      const float score = selection_[static_cast<size_t>(e)];
+      return std::isnan(score) ? kNegativeInfinity : score;
+    };
+    size_t kept = 0;
+    float last = kNegativeInfinity;  // of the last one, once all places are taken
+    for (int32_t e = 0; e < spec_.num_experts; ++e) {
+      const float score = score_of(e);
+      if (kept == ids.size() && !(score > last)) continue;
+      size_t place = kept < ids.size() ? kept++ : kept - 1;
+      for (; place > 0 && score > score_of(ids[place - 1]); --place)
+        ids[place] = ids[place - 1];
+      ids[place] = e;
+      last = score_of(ids[kept - 1]);
+    }
   }
 
   void compute_weights(std::span<const float> z, std::span<const int32_t> ids,
