@@ -63,6 +63,7 @@ INTERNAL_HEADERS = {
     "loader/layer_schemes.h",
     "loader/pack_shard.h",
     "loader/read_job.h",
+    "loader/relayout_geometry.h",
     "loader/strict_json.h",
     "runtime/forward_call.h",
     "runtime/layer_operands.h",

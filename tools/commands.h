@@ -14,5 +14,7 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen);
 void add_run_command(CLI::App& app, std::function<int()>& chosen);
 void add_synth_command(CLI::App& app, std::function<int()>& chosen);
 void add_bench_command(CLI::App& app, std::function<int()>& chosen);
+void add_reshard_command(CLI::App& app, std::function<int()>& chosen);
+void add_respell_commands(CLI::App& app, std::function<int()>& chosen);  ///< fuse unfuse convert
 
 }  // namespace gantry::cli
