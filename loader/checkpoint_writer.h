@@ -11,6 +11,7 @@
 
 #include "kernels/base/export.h"
 #include "loader/safetensors.h"
+#include "loader/tensor_sink.h"
 
 namespace gantry GANTRY_API {
 
@@ -33,7 +34,7 @@ std::vector<ShardPlan> plan_shards(std::vector<TensorInfo> tensors, int64_t shar
 /// A file is synced as soon as its last byte has come, and recorded with its checksum; with
 /// `resume` files that an unfinished run recorded, and whose bytes still give that checksum, are
 /// kept. A writer holds no tensor bytes.
-class CheckpointWriter {
+class CheckpointWriter : public TensorSink {
  public:
   struct Options {
     bool resume = false;
@@ -57,7 +58,7 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
   /// Without `finish`: files that are whole stay in the hidden directory, for `resume`.
-  ~CheckpointWriter();
+  ~CheckpointWriter() override;
 
   /// Bytes of all tensors, and of those in files that were kept.
   [[nodiscard]] int64_t total_bytes() const noexcept;
@@ -65,12 +66,12 @@ class CheckpointWriter {
 
   /// Whether a tensor is in a file that was kept: it must not be written again.
   /// @throws Error kInvalidArgument if there is no such tensor
-  [[nodiscard]] bool is_kept(std::string_view tensor) const;
+  [[nodiscard]] bool is_kept(std::string_view tensor) const override;
 
   /// Writes bytes [offset, offset + data.size()) of a tensor. Thread-safe; every byte once. The
   /// call that completes a file syncs it.
   /// @throws Error kInvalidArgument as SafetensorsWriter::write; kIo
-  void write(std::string_view tensor, int64_t offset, std::span<const std::byte> data);
+  void write(std::string_view tensor, int64_t offset, std::span<const std::byte> data) override;
 
   /// A further file: config.json, quantization_config.json ... Not durable before `finish`.
   /// @param name relative, without ".."

@@ -181,6 +181,20 @@ std::optional<int> parse_index(std::string_view text) noexcept {
   return value;
 }
 
+bool can_name(Naming naming, std::string_view suffix) noexcept {
+  switch (naming) {
+    case Naming::kModule:
+      return std::find(kEncodedSuffixes.begin(), kEncodedSuffixes.end(), suffix) !=
+             kEncodedSuffixes.end();
+    case Naming::kParameter:
+      return std::any_of(kParameterSuffixes.begin(), kParameterSuffixes.end(),
+                         [&](const ParameterSuffix& known) { return known.suffix == suffix; });
+    case Naming::kExact:
+      break;
+  }
+  return false;
+}
+
 std::string module_name(std::string_view name, const TensorRef& ref) {
   const std::string_view kind =
       ref.kind == TensorKind::kEncoded ? std::string_view(ref.suffix) : to_string(ref.kind);

@@ -85,6 +85,9 @@ struct TensorPattern {
   Orientation orientation = Orientation::kOutIn;
   GateUp gate_up = GateUp::kSeparate;
   Naming naming = Naming::kModule;
+  /// How Transformers 5 writes this part when it does not restore the files' own names; where no
+  /// pattern of a part says so, both names are the same.
+  bool transformers = false;
 };
 
 /// One model family: one row of the table that load, verify, synth and export read.
@@ -95,6 +98,7 @@ struct FamilySpec {
   std::string_view default_prefix = "model.";  ///< in messages, where no tensor shows it
   /// Spellings of {b}, the module that holds the MoE layer; the first is what exporters write.
   std::vector<std::string_view> blocks = {"mlp"};
+  int transformers_block = 0;  ///< the spelling of {b} in Transformers 5's own names
   std::vector<TensorPattern> tensors;
   /// A tensor of a MoE layer whose name begins with one of these belongs to the MoE block: if no
   /// pattern matches it, that is a finding.
@@ -104,6 +108,8 @@ struct FamilySpec {
   bool shared_beside_block = false;
   /// Tensors of one layer may differ in type (GGUF); elsewhere an odd one out is damage.
   bool mixed_types = false;
+  /// vLLM reads the experts of this family in the exporters' stacked tensors, not one by one.
+  bool vllm_reads_stacked = false;
   /// Reads config.json into what the layers compute (family_config.cpp).
   void (*read)(const ConfigReader& config, MoeLayerSpec& layer) = nullptr;
 };
@@ -127,6 +133,9 @@ struct TensorRef {
 
   friend bool operator==(const TensorRef&, const TensorRef&) = default;
 };
+
+/// Whether a spelling has a name for this tensor of a quantized matrix.
+bool can_name(Naming naming, std::string_view suffix) noexcept;
 
 /// The module that a tensor belongs to, as quantization configs name it: the name without
 /// ".weight", ".qweight" ..., for experts in parameters without "_blocks" ..., and without an

@@ -50,6 +50,13 @@ Patterns fused_3d(Orientation orientation, GateUp gate_up = GateUp::kConcatenate
            Naming::kParameter}};
 }
 
+// Marks spellings as those of Transformers 5, where the files' own come first.
+Patterns in_transformers(Patterns patterns) {
+  for (TensorPattern& pattern : patterns)
+    pattern.transformers = true;
+  return patterns;
+}
+
 Patterns standard_experts() {
   return join({per_expert_gate_up_down(), fused_3d(Orientation::kOutIn), per_expert_gate_up()});
 }
@@ -115,11 +122,13 @@ std::vector<FamilySpec> make_table() {
   table.push_back({.name = "mixtral",
                    .model_types = {"mixtral", "minimax"},
                    .blocks = {"block_sparse_moe", "mlp"},
+                   .transformers_block = 1,
                    .tensors = join({mixtral_experts(), gate_router()}),
                    .read = read::mixtral});
   table.push_back({.name = "minimax_m2",
                    .model_types = {"minimax_m2"},
                    .blocks = {"block_sparse_moe", "mlp"},
+                   .transformers_block = 1,
                    .tensors = join({mixtral_experts(), gate_router(),
                                     correction_bias({"{b}.e_score_correction_bias",
                                                      "{b}.gate.e_score_correction_bias"})}),
@@ -128,19 +137,22 @@ std::vector<FamilySpec> make_table() {
       {.name = "minimax_m3",
        .model_types = {"minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"},
        .blocks = {"block_sparse_moe", "mlp"},
-       .tensors = join(
-           {mixtral_experts(),
-            gate_router(),
-            correction_bias({"{b}.e_score_correction_bias", "{b}.gate.e_score_correction_bias"}),
-            shared_experts(),
-            {{"{b}.shared_experts.gate_up_proj", Part::kSharedW13, Stacking::kSingle,
-              Orientation::kOutIn, GateUp::kConcatenated}}}),
+       .transformers_block = 1,
+       .tensors = join({mixtral_experts(),
+                        gate_router(),
+                        correction_bias({"{b}.e_score_correction_bias"}),
+                        in_transformers(correction_bias({"{b}.gate.e_score_correction_bias"})),
+                        shared_experts(),
+                        {{"{b}.shared_experts.gate_up_proj", Part::kSharedW13, Stacking::kSingle,
+                          Orientation::kOutIn, GateUp::kConcatenated}}}),
        .read = read::minimax_m3});
-  table.push_back({.name = "phimoe",
-                   .model_types = {"phimoe"},
-                   .blocks = {"block_sparse_moe", "mlp"},
-                   .tensors = join({mixtral_experts(), gate_router(), router("{b}.router")}),
-                   .read = read::phimoe});
+  table.push_back(
+      {.name = "phimoe",
+       .model_types = {"phimoe"},
+       .blocks = {"block_sparse_moe", "mlp"},
+       .transformers_block = 1,
+       .tensors = join({mixtral_experts(), gate_router(), in_transformers(router("{b}.router"))}),
+       .read = read::phimoe});
   table.push_back({.name = "qwen2_moe",
                    .model_types = {"qwen2_moe"},
                    .tensors = join({standard_experts(), gate_router(), qwen_shared_expert()}),
@@ -163,8 +175,9 @@ std::vector<FamilySpec> make_table() {
       {.name = "qwen3_vl_moe",
        .model_types = {"qwen3_vl_moe", "qwen3_vl_moe_text"},
        // Published files are [in, out]; Transformers 5 saves [out, in] under the same names.
-       .tensors = join({fused_3d(Orientation::kInOut), fused_3d(Orientation::kOutIn),
-                        per_expert_gate_up_down(), gate_router()}),
+       .tensors =
+           join({fused_3d(Orientation::kInOut), in_transformers(fused_3d(Orientation::kOutIn)),
+                 per_expert_gate_up_down(), gate_router()}),
        .read = read::qwen3_vl_moe});
   table.push_back({.name = "olmoe",
                    .model_types = {"olmoe", "flex_olmo"},
@@ -179,29 +192,32 @@ std::vector<FamilySpec> make_table() {
        .model_types = {"deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "pangu_ultra_moe"},
        .tensors = join({standard_experts(), deepseek_router(), shared_experts()}),
        .read = read::deepseek_v3});
-  table.push_back({.name = "axk1",
-                   .model_types = {"axk1"},
-                   .tensors = join({standard_experts(),
-                                    deepseek_router(),
-                                    shared_experts(),
-                                    {{"post_mlp_layernorm", Part::kOutputNorm},
-                                     {"{b}.post_mlp_layernorm", Part::kOutputNorm}}}),
-                   .read = read::axk1});
+  table.push_back(
+      {.name = "axk1",
+       .model_types = {"axk1"},
+       .tensors = join({standard_experts(),
+                        deepseek_router(),
+                        shared_experts(),
+                        {{"post_mlp_layernorm", Part::kOutputNorm}},
+                        in_transformers({{"{b}.post_mlp_layernorm", Part::kOutputNorm}})}),
+       .read = read::axk1});
   table.push_back(
       {.name = "deepseek_v4",
        .model_types = {"deepseek_v4"},
        .blocks = {"ffn", "mlp"},
+       .transformers_block = 1,
        // gate.bias is the correction bias here, so it stands before the router's own kinds.
        .tensors = join(
-           {mixtral_experts(),
-            correction_bias({"{b}.gate.bias", "{b}.gate.e_score_correction_bias"}), gate_router(),
+           {mixtral_experts(), correction_bias({"{b}.gate.bias"}),
+            in_transformers(correction_bias({"{b}.gate.e_score_correction_bias"})), gate_router(),
             exact("{b}.gate.tid2eid", Part::kHashTable), exact("{b}.gate.bias_vl", Part::kOther),
             shared_mlp("{b}.shared_experts.w1", "{b}.shared_experts.w3", "{b}.shared_experts.w2"),
-            shared_experts()}),
+            in_transformers(shared_experts())}),
        .read = read::deepseek_v4});
   table.push_back({.name = "kimi_linear",
                    .model_types = {"kimi_linear"},
                    .blocks = {"block_sparse_moe", "mlp"},
+                   .transformers_block = 1,
                    .tensors = join({mixtral_experts(), deepseek_router(), shared_experts()}),
                    .read = read::kimi_linear});
   table.push_back({.name = "glm4_moe",
@@ -217,13 +233,14 @@ std::vector<FamilySpec> make_table() {
                    .model_types = {"mimo_v2_flash", "mimo_v2"},
                    .tensors = join({standard_experts(), deepseek_router()}),
                    .read = read::mimo_v2});
-  table.push_back({.name = "exaone_moe",
-                   .model_types = {"exaone_moe"},
-                   .tensors = join({standard_experts(), gate_router(),
-                                    correction_bias({"{b}.e_score_correction_bias",
-                                                     "{b}.gate.e_score_correction_bias"}),
-                                    shared_experts()}),
-                   .read = read::exaone_moe});
+  table.push_back(
+      {.name = "exaone_moe",
+       .model_types = {"exaone_moe"},
+       .tensors = join({standard_experts(), gate_router(),
+                        correction_bias({"{b}.e_score_correction_bias"}),
+                        in_transformers(correction_bias({"{b}.gate.e_score_correction_bias"})),
+                        shared_experts()}),
+       .read = read::exaone_moe});
   table.push_back({.name = "bailing_moe",
                    .model_types = {"bailing_moe", "bailing_moe_v2", "bailing_moe_linear"},
                    .tensors = join({standard_experts(), gate_router(),
@@ -236,17 +253,19 @@ std::vector<FamilySpec> make_table() {
   table.push_back(
       {.name = "hunyuan_v3",
        .model_types = {"hy_v3"},
-       .tensors = join({standard_experts(), router("{b}.router.gate"), gate_router(),
-                        correction_bias({"{b}.expert_bias", "{b}.e_score_correction_bias"}),
-                        shared_mlp_block(), shared_experts()}),
+       .tensors = join({standard_experts(), router("{b}.router.gate"),
+                        in_transformers(gate_router()), correction_bias({"{b}.expert_bias"}),
+                        in_transformers(correction_bias({"{b}.e_score_correction_bias"})),
+                        shared_mlp_block(), in_transformers(shared_experts())}),
        .read = read::hunyuan_v3});
-  table.push_back({.name = "laguna",
-                   .model_types = {"laguna"},
-                   .tensors = join({standard_experts(), gate_router(),
-                                    correction_bias({"{b}.experts.e_score_correction_bias",
-                                                     "{b}.gate.e_score_correction_bias"}),
-                                    shared_expert(), shared_experts()}),
-                   .read = read::laguna});
+  table.push_back(
+      {.name = "laguna",
+       .model_types = {"laguna"},
+       .tensors = join({standard_experts(), gate_router(),
+                        correction_bias({"{b}.experts.e_score_correction_bias"}),
+                        in_transformers(correction_bias({"{b}.gate.e_score_correction_bias"})),
+                        shared_expert(), in_transformers(shared_experts())}),
+       .read = read::laguna});
   table.push_back({.name = "cohere2_moe",
                    .model_types = {"cohere2_moe"},
                    .tensors = join({standard_experts(), gate_router(), shared_experts()}),
@@ -265,10 +284,11 @@ std::vector<FamilySpec> make_table() {
   table.push_back(
       {.name = "ernie4_5_moe",
        .model_types = {"ernie4_5_moe"},
-       .tensors = join({standard_experts(), gate_router(),
-                        correction_bias({"{b}.moe_statics.e_score_correction_bias",
-                                         "{b}.gate.moe_statics.e_score_correction_bias"}),
-                        shared_experts()}),
+       .tensors =
+           join({standard_experts(), gate_router(),
+                 correction_bias({"{b}.moe_statics.e_score_correction_bias"}),
+                 in_transformers(correction_bias({"{b}.gate.moe_statics.e_score_correction_bias"})),
+                 shared_experts()}),
        .read = read::ernie4_5_moe});
   table.push_back({.name = "longcat_flash",
                    .model_types = {"longcat_flash"},
@@ -295,18 +315,19 @@ std::vector<FamilySpec> make_table() {
                    .blocks = {"feed_forward"},
                    .tensors = join({standard_experts(), router("{b}.router")}),
                    .read = read::jamba});
-  table.push_back(
-      {.name = "dbrx",
-       .model_types = {"dbrx"},
-       .container = "blocks",
-       .blocks = {"ffn"},
-       .tensors =
-           join({exact("{b}.experts.mlp.w1", Part::kW1), exact("{b}.experts.mlp.v1", Part::kW3),
-                 exact("{b}.experts.mlp.w2", Part::kW2), router("{b}.router.layer")}),
-       .read = read::dbrx});
+  table.push_back({.name = "dbrx",
+                   .model_types = {"dbrx"},
+                   .container = "blocks",
+                   .blocks = {"ffn"},
+                   .tensors = join({exact("{b}.experts.mlp.w1", Part::kW1),
+                                    exact("{b}.experts.mlp.v1", Part::kW3),
+                                    exact("{b}.experts.mlp.w2", Part::kW2),
+                                    per_expert_gate_up_down(), router("{b}.router.layer")}),
+                   .vllm_reads_stacked = true,
+                   .read = read::dbrx});
   // w1 and v1 are [E * I, H]; w2 holds one [I, H] an expert, transposed.
   for (TensorPattern& pattern : table.back().tensors) {
-    if (pattern.part == Part::kRouter) continue;
+    if (pattern.naming != Naming::kExact) continue;
     pattern.stacking = Stacking::kStacked2d;
     if (pattern.part == Part::kW2) pattern.orientation = Orientation::kInOut;
   }
@@ -317,27 +338,30 @@ std::vector<FamilySpec> make_table() {
        .tensors = join({{{"{b}.input_linear", Part::kW13, Stacking::kStacked3d, Orientation::kOutIn,
                           GateUp::kConcatenated},
                          {"{b}.output_linear", Part::kW2, Stacking::kStacked3d}},
-                        fused_3d(Orientation::kOutIn),
+                        in_transformers(fused_3d(Orientation::kOutIn)),
                         per_expert_gate_up_down(),
                         router("{b}.router.layer"),
-                        router("{b}.router"),
+                        in_transformers(router("{b}.router")),
                         {{"shared_mlp.input_linear", Part::kSharedW13, Stacking::kSingle,
                           Orientation::kOutIn, GateUp::kConcatenated},
                          {"shared_mlp.output_linear", Part::kSharedW2}}}),
        .scope = {"{b}.", "shared_mlp."},
        .shared_beside_block = true,
+       .vllm_reads_stacked = true,
        .read = read::granitemoe});
   table.push_back({.name = "gpt_oss",
                    .model_types = {"gpt_oss"},
                    // Exporters that quantize linear layers split the experts.
                    .tensors = join({fused_3d(Orientation::kInOut, GateUp::kInterleaved),
                                     per_expert_gate_up_down(), router("{b}.router")}),
+                   .vllm_reads_stacked = true,
                    .read = read::gpt_oss});
   table.push_back({.name = "llama4",
                    .model_types = {"llama4", "llama4_text"},
                    .blocks = {"feed_forward"},
                    .tensors = join({fused_3d(Orientation::kInOut), per_expert_gate_up_down(),
                                     router("{b}.router"), shared_expert()}),
+                   .vllm_reads_stacked = true,
                    .read = read::llama4});
   table.push_back(
       {.name = "aria",
@@ -345,8 +369,10 @@ std::vector<FamilySpec> make_table() {
        .tensors = join({{{"{b}.experts.fc1", Part::kW13, Stacking::kStacked3d, Orientation::kInOut,
                           GateUp::kConcatenated},
                          {"{b}.experts.fc2", Part::kW2, Stacking::kStacked3d, Orientation::kInOut}},
+                        per_expert_gate_up_down(),
                         router("{b}.router"),
                         shared_experts()}),
+       .vllm_reads_stacked = true,
        .read = read::aria});
   table.push_back(
       {.name = "gemma4",
@@ -369,6 +395,7 @@ std::vector<FamilySpec> make_table() {
       {{{"{b}.gate_proj", Part::kW1, Stacking::kStacked3d},
         {"{b}.up_proj", Part::kW3, Stacking::kStacked3d},
         {"{b}.down_proj", Part::kW2, Stacking::kStacked3d}},
+       per_expert_gate_up_down(),
        gate_router(),
        correction_bias({"{b}.router_bias"}),
        shared_mlp("share_expert.gate_proj", "share_expert.up_proj", "share_expert.down_proj")});
@@ -377,12 +404,14 @@ std::vector<FamilySpec> make_table() {
                    .blocks = {"moe"},
                    .tensors = step3_tensors,
                    .scope = {"{b}.", "share_expert."},
+                   .vllm_reads_stacked = true,
                    .read = read::step3});
   table.push_back({.name = "step3_5",
                    .model_types = {"step3p5", "step3p7", "step3p7_text"},
                    .blocks = {"moe"},
                    .tensors = step3_tensors,
                    .scope = {"{b}.", "share_expert."},
+                   .vllm_reads_stacked = true,
                    .read = read::step3_5});
   table.push_back({.name = "grok",
                    .model_types = {"grok", "grok-1", "grok1", "grok2"},

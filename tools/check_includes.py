@@ -92,6 +92,7 @@ INTERNAL_HEADERS = {
     "loader/layer_schemes.h",
     "loader/pack_shard.h",
     "loader/read_job.h",
+    "loader/relayout_geometry.h",
     "loader/strict_json.h",
     "runtime/device_forward.h",
     "runtime/device_scratch.h",

@@ -171,10 +171,10 @@ void ProgressMeter::print(bool last) {
   const double percent = total_bytes_ > 0 ? 100.0 * static_cast<double>(done_bytes_) /
                                                 static_cast<double>(total_bytes_)
                                           : 100.0;
-  const std::string line =
-      fmt::format("{} {} / {} ({:.0f} %) {:.0f} MB/s, {}", what_, human_bytes(done_bytes_),
-                  human_bytes(total_bytes_), percent, rate / 1e6,
-                  last ? fmt::format("{:.1f} s", seconds) : fmt::format("{:.0f} s left", left));
+  const std::string line = fmt::format(
+      "{} {} / {} ({:.0f} %) {:.0f} MB/s, {} in memory, {}", what_, human_bytes(done_bytes_),
+      human_bytes(total_bytes_), percent, rate / 1e6, human_bytes(rss_bytes()),
+      last ? fmt::format("{:.1f} s", seconds) : fmt::format("{:.0f} s left", left));
   if (terminal_) {
     fmt::print(stderr, "\r\x1b[K{}{}", line, last ? "\n" : "");
   } else {
@@ -182,6 +182,16 @@ void ProgressMeter::print(bool last) {
   }
   std::fflush(stderr);
   printed_ = true;
+}
+
+int64_t rss_bytes() {
+  std::FILE* file = std::fopen("/proc/self/statm", "r");
+  if (file == nullptr) return 0;
+  long long total = 0;
+  long long resident = 0;
+  const int found = std::fscanf(file, "%lld %lld", &total, &resident);
+  std::fclose(file);
+  return found == 2 ? resident * sysconf(_SC_PAGESIZE) : 0;
 }
 
 int64_t peak_rss_bytes() {

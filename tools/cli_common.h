@@ -136,6 +136,9 @@ class ProgressMeter {
   std::chrono::steady_clock::time_point last_;
 };
 
+/// Resident memory of this process, now.
+int64_t rss_bytes();
+
 /// Peak resident memory of this process.
 int64_t peak_rss_bytes();
 

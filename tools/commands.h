@@ -17,5 +17,7 @@ void add_quantize_command(CLI::App& app, std::function<int()>& chosen);
 void add_bench_command(CLI::App& app, std::function<int()>& chosen);
 void add_calibrate_command(CLI::App& app, std::function<int()>& chosen);
 void add_diff_command(CLI::App& app, std::function<int()>& chosen);
+void add_reshard_command(CLI::App& app, std::function<int()>& chosen);
+void add_respell_commands(CLI::App& app, std::function<int()>& chosen);  ///< fuse unfuse convert
 
 }  // namespace gantry::cli

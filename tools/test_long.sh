@@ -29,7 +29,7 @@ test_each_isa() {
 
 test_many_trials() {
   step "property and mutation tests, GANTRY_TRIALS=$trials"
-  GANTRY_TRIALS="$trials" ctest --preset cpu --tests-regex 'mutation|rebalance' \
+  GANTRY_TRIALS="$trials" ctest --preset cpu --tests-regex 'mutation|rebalance|crash' \
     --no-tests=error --timeout 36000
 }
 

@@ -1,0 +1,221 @@
+// Other cuts of the same tensors: into files of another size, into files by expert parallel rank,
+// and into what one rank of TP x EP holds.
+
+#include "loader/reshard_plan.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <utility>
+
+#include "kernels/base/check.h"
+#include "loader/expected_tensors.h"
+#include "loader/relayout_geometry.h"
+
+namespace gantry {
+namespace {
+
+void refuse_gguf(const std::string& name, const CheckpointTensor& tensor) {
+  GANTRY_CHECK(tensor.info.block_type.empty(), ErrorCode::kUnsupported,
+               "{}: {} blocks of GGUF cannot be stored in safetensors", name,
+               tensor.info.block_type);
+}
+
+/// The meaning of a tensor that TP cuts: an expert's or a shared expert's.
+std::optional<TensorRef> cut_ref(const std::string& name, const MoeModelConfig& config,
+                                 const TensorMap& map) {
+  if (std::optional<TensorRef> ref = expert_tensor_ref(name, config, map)) return ref;
+  const ParsedName parsed = map.names().parse(name);
+  if (parsed.name_class != NameClass::kMoe || !is_shared_part(parsed.ref.part)) return {};
+  if (config.find_layer(parsed.ref.layer) == nullptr) return {};
+  return parsed.ref;
+}
+
+class RankPlanner {
+ public:
+  RankPlanner(const MoeModelConfig& config, const TensorMap& map, const ParallelConfig& parallel,
+              Placement placement)
+      : config_(config), map_(map), parallel_(parallel), placement_(placement) {}
+
+  void add(const std::string& name, const CheckpointTensor& tensor, RelayoutPlan& plan) const {
+    refuse_gguf(name, tensor);
+    const std::optional<TensorRef> ref = cut_ref(name, config_, map_);
+    if (!ref) return add_copy(name, tensor, tensor.info.shape, plan);
+    const MoeLayerSpec& spec = *config_.find_layer(ref->layer);
+    const std::vector<int32_t> experts = experts_of(spec, *ref);
+    if (experts.empty()) return;
+    const TensorPattern& pattern = config_.family->tensors[static_cast<size_t>(ref->pattern)];
+    if (parallel_.tp_size == 1) {
+      take_experts(name, tensor, *ref, spec, experts, plan);
+    } else {
+      cut(name, tensor, *ref, pattern, spec, experts, plan);
+    }
+  }
+
+ private:
+  /// Logical experts of this rank that a tensor holds; {0} for shared ones.
+  [[nodiscard]] std::vector<int32_t> experts_of(const MoeLayerSpec& spec,
+                                                const TensorRef& ref) const {
+    if (!is_expert_part(ref.part)) return {0};
+    if (ref.expert >= spec.num_experts) return {ref.expert};  // identity experts: nobody's
+    const ExpertMap owners = ExpertMap::create(spec.num_experts, parallel_.ep_size, placement_);
+    const auto own = owners.slot_to_logical(parallel_.ep_rank());
+    if (ref.expert < 0) return {own.begin(), own.end()};
+    const bool is_own = std::find(own.begin(), own.end(), ref.expert) != own.end();
+    return is_own ? std::vector<int32_t>{ref.expert} : std::vector<int32_t>{};
+  }
+
+  static size_t add_tensor(const std::string& name, DType dtype, std::vector<int64_t> shape,
+                           RelayoutPlan& plan) {
+    int64_t bytes = size_of(dtype);
+    for (const int64_t dim : shape)
+      bytes *= dim;
+    plan.total_bytes += bytes;
+    plan.tensors.push_back({.name = name, .dtype = dtype, .shape = std::move(shape)});
+    return plan.tensors.size() - 1;
+  }
+
+  static void add_copy(const std::string& name, const CheckpointTensor& tensor,
+                       const std::vector<int64_t>& shape, RelayoutPlan& plan) {
+    const size_t target = add_tensor(name, tensor.info.dtype, shape, plan);
+    add_run(plan, target, 0, tensor, 0, tensor.info.num_bytes());
+  }
+
+  static void take_experts(const std::string& name, const CheckpointTensor& tensor,
+                           const TensorRef& ref, const MoeLayerSpec& spec,
+                           const std::vector<int32_t>& experts, RelayoutPlan& plan) {
+    if (ref.expert >= 0 || !is_expert_part(ref.part)) {
+      return add_copy(name, tensor, tensor.info.shape, plan);
+    }
+    std::vector<int64_t> shape = tensor.info.shape;
+    GANTRY_CHECK(!shape.empty() && shape[0] % spec.num_experts == 0, ErrorCode::kUnsupported,
+                 "{}: expected a first axis of {} experts, found {}", name, spec.num_experts,
+                 shape_text(shape));
+    shape[0] = shape[0] / spec.num_experts * static_cast<int64_t>(experts.size());
+    const size_t target = add_tensor(name, tensor.info.dtype, shape, plan);
+    const int64_t bytes = tensor.info.num_bytes() / spec.num_experts;
+    for (size_t slot = 0; slot < experts.size(); ++slot) {
+      add_run(plan, target, static_cast<int64_t>(slot) * bytes, tensor, experts[slot] * bytes,
+              bytes);
+    }
+  }
+
+  void cut(const std::string& name, const CheckpointTensor& tensor, const TensorRef& ref,
+           const TensorPattern& pattern, const MoeLayerSpec& spec,
+           const std::vector<int32_t>& experts, RelayoutPlan& plan) const {
+    const bool shared = is_shared_part(ref.part);
+    const int example = shared ? -1 : std::min(std::max(0, ref.expert), spec.num_experts - 1);
+    const bool plain = ref.kind != TensorKind::kEncoded &&
+                       !map_.layer(spec.layer).is_encoded(example, provided_parts(ref.part)[0]);
+    GANTRY_CHECK(plain, ErrorCode::kUnsupported,
+                 "{}: quantized tensors are not cut for tensor parallelism (layer {}); --tp 1 is "
+                 "possible",
+                 name, spec.layer);
+    const bool is_down = ref.part == Part::kW2 || ref.part == Part::kSharedW2;
+    if (is_down && ref.kind == TensorKind::kBias) {
+      // Of length H: every rank holds it whole, one rank adds it.
+      return take_experts(name, tensor, ref, spec, experts, plan);
+    }
+    // The rank's own geometry is that of a layer with fewer experts of less width.
+    MoeLayerSpec own = spec;
+    own.num_experts = static_cast<int>(experts.size());
+    own.routing.num_zero_experts = 0;
+    const Slice slice =
+        split_evenly(shared ? spec.shared.intermediate_size : spec.intermediate_size,
+                     parallel_.tp_size, parallel_.tp_rank());
+    (shared ? own.shared.intermediate_size : own.intermediate_size) = slice.size();
+    const size_t target =
+        add_tensor(name, tensor.info.dtype, expected_shapes(pattern, ref.kind, own)[0], plan);
+    for (size_t slot = 0; slot < experts.size(); ++slot) {
+      RelayoutSlab slab;
+      slab.target = target;
+      slab.element_bytes = size_of(tensor.info.dtype);
+      for (const Part part : provided_parts(ref.part)) {
+        const FileView to = file_view(pattern, ref.kind, own, part, static_cast<int>(slot));
+        FileView from = file_view(pattern, ref.kind, spec, part, experts[slot]);
+        from.offset += slice.begin * (is_down ? from.in_stride : from.out_stride);
+        from.size = to.size;
+        slab.rows = to.slab_rows;
+        slab.cols = to.slab_cols;
+        slab.rows_are_out = to.rows_are_out;
+        slab.offset_bytes = to.slab_offset * slab.element_bytes;
+        slab.parts.push_back({.source = &tensor, .from = from, .to = to});
+      }
+      plan.slabs.push_back(std::move(slab));
+    }
+  }
+
+  const MoeModelConfig& config_;
+  const TensorMap& map_;
+  const ParallelConfig& parallel_;
+  Placement placement_;
+};
+
+}  // namespace
+
+RelayoutPlan plan_copy(const Checkpoint& checkpoint) {
+  RelayoutPlan plan;
+  for (const auto& [name, tensor] : in_file_order(checkpoint)) {
+    refuse_gguf(*name, *tensor);
+    plan.tensors.push_back(
+        {.name = *name, .dtype = tensor->info.dtype, .shape = tensor->info.shape});
+    plan.total_bytes += tensor->info.num_bytes();
+    add_run(plan, plan.tensors.size() - 1, 0, *tensor, 0, tensor->info.num_bytes());
+  }
+  return plan;
+}
+
+std::vector<ShardPlan> shards_by_rank(const RelayoutPlan& plan, const MoeModelConfig& config,
+                                      const TensorMap& map, int ep_size, Placement placement,
+                                      int64_t shard_bytes) {
+  std::vector<std::vector<TensorInfo>> groups(static_cast<size_t>(ep_size) + 1);
+  for (const TensorInfo& tensor : plan.tensors) {
+    const std::optional<TensorRef> ref = expert_tensor_ref(tensor.name, config, map);
+    const MoeLayerSpec* spec = ref ? config.find_layer(ref->layer) : nullptr;
+    if (spec == nullptr || ref->expert >= spec->num_experts) {
+      groups.back().push_back(tensor);
+      continue;
+    }
+    GANTRY_CHECK(ref->expert >= 0, ErrorCode::kUnsupported,
+                 "{}: holds experts of several ranks; unfuse the checkpoint first", tensor.name);
+    const ExpertMap owners = ExpertMap::create(spec->num_experts, ep_size, placement);
+    groups[static_cast<size_t>(owners.computing_rank(ref->expert))].push_back(tensor);
+  }
+  std::vector<ShardPlan> shards;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    if (groups[g].empty()) continue;
+    const std::string stem = g + 1 == groups.size()
+                                 ? std::string("model-common")
+                                 : fmt::format("model-ep-{:05}-of-{:05}", g, ep_size);
+    std::vector<ShardPlan> files = plan_shards(std::move(groups[g]), shard_bytes);
+    for (size_t f = 0; f < files.size(); ++f) {
+      files[f].file = files.size() == 1
+                          ? fmt::format("{}.safetensors", stem)
+                          : fmt::format("{}-{:05}-of-{:05}.safetensors", stem, f + 1, files.size());
+      shards.push_back(std::move(files[f]));
+    }
+  }
+  return shards;
+}
+
+RelayoutPlan plan_rank(const Checkpoint& checkpoint, const MoeModelConfig& config,
+                       const TensorMap& map, const ParallelConfig& parallel, Placement placement) {
+  validate(parallel);
+  RelayoutPlan plan;
+  const RankPlanner planner(config, map, parallel, placement);
+  for (const auto& [name, tensor] : in_file_order(checkpoint))
+    planner.add(*name, *tensor, plan);
+  return plan;
+}
+
+std::map<std::string, std::string> rank_metadata(const ParallelConfig& parallel,
+                                                 Placement placement) {
+  return {{"format", "pt"},
+          {"tp_size", std::to_string(parallel.tp_size)},
+          {"tp_rank", std::to_string(parallel.tp_rank())},
+          {"ep_size", std::to_string(parallel.ep_size)},
+          {"ep_rank", std::to_string(parallel.ep_rank())},
+          {"placement", std::string(to_string(placement))}};
+}
+
+}  // namespace gantry
