@@ -14,5 +14,7 @@ void add_verify_command(CLI::App& app, std::function<int()>& chosen);
 void add_run_command(CLI::App& app, std::function<int()>& chosen);
 void add_synth_command(CLI::App& app, std::function<int()>& chosen);
 void add_bench_command(CLI::App& app, std::function<int()>& chosen);
+void add_place_command(CLI::App& app, std::function<int()>& chosen);
+void add_stats_command(CLI::App& app, std::function<int()>& chosen);
 
 }  // namespace gantry::cli

@@ -54,6 +54,8 @@ int main(int argc, char** argv) {
   cli::add_run_command(app, chosen);
   cli::add_synth_command(app, chosen);
   cli::add_bench_command(app, chosen);
+  cli::add_place_command(app, chosen);
+  cli::add_stats_command(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
