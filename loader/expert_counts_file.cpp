@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "kernels/base/check.h"
 #include "loader/checkpoint.h"
@@ -37,24 +38,32 @@ class CountsReader {
       add(static_cast<int>(layer), rows[layer]);
   }
 
-  // One object; false if it is about something else.
-  bool read_event(const json& object) {
+  // One object, which may be about something else.
+  void read_event(const json& object) {
     if (!object.is_object() || !object.contains("layer") || !object.contains("tokens_per_expert")) {
-      return false;
+      return;
     }
-    const json& layer = object.at("layer");
-    if (!layer.is_number_unsigned() || layer.get<uint64_t>() >= kMaxLayer) {
-      wrong(fmt::format("layer: expected a number below {}, found {}", kMaxLayer, layer.dump()));
+    const json& number = object.at("layer");
+    if (!number.is_number_unsigned() || number.get<uint64_t>() >= kMaxLayer) {
+      wrong(fmt::format("layer: expected a number below {}, found {}", kMaxLayer, number.dump()));
     }
-    add(layer.get<int>(), object.at("tokens_per_expert"));
-    return true;
+    const int layer = number.get<int>();
+    add(layer, object.at("tokens_per_expert"));
+    LayerLoad& load = counts_[layer];
+    if (object.contains("tokens_per_rank")) {
+      add_row(layer, "rank", object.at("tokens_per_rank"), load.tokens_per_rank);
+    }
+    for (const auto& [key, total] :
+         {std::pair{"rebalances", &load.rebalances}, std::pair{"bytes_moved", &load.bytes_moved}}) {
+      if (object.contains(key)) *total += count(layer, key, object.at(key));
+    }
   }
 
   ExpertCounts finish(bool leave_out_zeros) {
     if (leave_out_zeros) {
       std::erase_if(counts_, [](const auto& layer) {
-        return std::all_of(layer.second.begin(), layer.second.end(),
-                           [](int64_t tokens) { return tokens == 0; });
+        const std::vector<int64_t>& tokens = layer.second.tokens_per_expert;
+        return std::all_of(tokens.begin(), tokens.end(), [](int64_t n) { return n == 0; });
       });
     }
     if (counts_.empty()) wrong("no layer with token counts");
@@ -70,21 +79,24 @@ class CountsReader {
   }
 
   void add(int layer, const json& row) {
+    add_row(layer, "expert", row, counts_[layer].tokens_per_expert);
+  }
+
+  void add_row(int layer, std::string_view what, const json& row, std::vector<int64_t>& counts) {
     if (!row.is_array() || row.empty()) {
       wrong(fmt::format("layer {}: expected a list of counts, found {}", layer, row.type_name()));
     }
-    std::vector<int64_t>& counts = counts_[layer];
     if (counts.empty()) counts.resize(row.size(), 0);
     if (counts.size() != row.size()) {
-      wrong(fmt::format("layer {}: {} experts, before there were {}", layer, row.size(),
+      wrong(fmt::format("layer {}: {} {}s, before there were {}", layer, row.size(), what,
                         counts.size()));
     }
-    for (size_t e = 0; e < row.size(); ++e)
-      counts[e] += count(layer, e, row[e]);
+    for (size_t i = 0; i < row.size(); ++i)
+      counts[i] += count(layer, fmt::format("{} {}", what, i), row[i]);
   }
 
   // Whole numbers, also written as 12.0 (counts that were averaged or came from a float tensor).
-  int64_t count(int layer, size_t expert, const json& value) const {
+  int64_t count(int layer, const std::string& what, const json& value) const {
     if (value.is_number_unsigned() && value.get<uint64_t>() <= kMaxCount) {
       return value.get<int64_t>();
     }
@@ -94,8 +106,8 @@ class CountsReader {
         return static_cast<int64_t>(number + 0.5);
       }
     }
-    wrong(fmt::format("layer {}, expert {}: expected a count from 0 to 2^48, found {}", layer,
-                      expert, value.dump()));
+    wrong(fmt::format("layer {}, {}: expected a count from 0 to 2^48, found {}", layer, what,
+                      value.dump()));
   }
 
   const std::string& source_;

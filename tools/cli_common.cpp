@@ -10,6 +10,7 @@
 #include "kernels/base/check.h"
 #include "loader/family_spec.h"
 #include "loader/placement_file.h"
+#include "tools/balance_options.h"
 
 namespace gantry::cli {
 
@@ -87,11 +88,7 @@ ParallelConfig ParallelOptions::config() const {
 }
 
 ExpertPlacement ParallelOptions::placement_of(const MoeModelConfig& model) const {
-  if (placement == to_string(Placement::kLinear)) return Placement::kLinear;
-  if (placement == to_string(Placement::kRoundRobin)) return Placement::kRoundRobin;
-  GANTRY_CHECK(std::filesystem::exists(placement), ErrorCode::kInvalidArgument,
-               "--placement: expected linear, round_robin or a file, found '{}'", placement);
-  return read_placement_file(placement, placed_model(model));
+  return cli::placement_of(placement, placed_model(model));
 }
 
 void Output::text(std::string_view line) const {

@@ -19,5 +19,7 @@ void add_calibrate_command(CLI::App& app, std::function<int()>& chosen);
 void add_diff_command(CLI::App& app, std::function<int()>& chosen);
 void add_reshard_command(CLI::App& app, std::function<int()>& chosen);
 void add_respell_commands(CLI::App& app, std::function<int()>& chosen);  ///< fuse unfuse convert
+void add_place_command(CLI::App& app, std::function<int()>& chosen);
+void add_stats_command(CLI::App& app, std::function<int()>& chosen);
 
 }  // namespace gantry::cli

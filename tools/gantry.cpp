@@ -40,6 +40,8 @@ int main(int argc, char** argv) {
   cli::add_diff_command(app, chosen);
   cli::add_respell_commands(app, chosen);
   cli::add_reshard_command(app, chosen);
+  cli::add_place_command(app, chosen);
+  cli::add_stats_command(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <random>
 
 #include "kernels/base/check.h"
@@ -97,6 +98,7 @@ struct LayerSummary {
   ForwardTimes times;   // median of the repeats, of the slowest rank
   ExchangeBytes moved;  // by one call, all ranks
   std::vector<int64_t> tokens_per_expert;
+  std::vector<int64_t> tokens_per_rank;  // EP ranks; (token, expert) pairs
 };
 
 ForwardTimes slowest(const std::vector<RankResult>& results) {
@@ -130,17 +132,19 @@ void print_layer(const LayerSummary& summary, int64_t num_tokens, const Output& 
                             human_bytes(summary.moved.dispatch_received),
                             human_bytes(summary.moved.combine_received)));
   }
-  output.event("layer", {{"layer", summary.layer},
-                         {"bytes_read", summary.load.bytes_read},
-                         {"bytes_owned", summary.load.bytes_owned},
-                         {"load_seconds", summary.load.seconds},
-                         {"forward_ms", t.total_us() / 1e3},
-                         {"route_ms", t.route_us / 1e3},
-                         {"dispatch_ms", t.dispatch_us / 1e3},
-                         {"experts_ms", t.experts_us / 1e3},
-                         {"combine_ms", t.combine_us / 1e3},
-                         {"moved_bytes", summary.moved.received()},
-                         {"tokens_per_expert", loads}});
+  nlohmann::ordered_json fields = {{"layer", summary.layer},
+                                   {"bytes_read", summary.load.bytes_read},
+                                   {"bytes_owned", summary.load.bytes_owned},
+                                   {"load_seconds", summary.load.seconds},
+                                   {"forward_ms", t.total_us() / 1e3},
+                                   {"route_ms", t.route_us / 1e3},
+                                   {"dispatch_ms", t.dispatch_us / 1e3},
+                                   {"experts_ms", t.experts_us / 1e3},
+                                   {"combine_ms", t.combine_us / 1e3},
+                                   {"moved_bytes", summary.moved.received()},
+                                   {"tokens_per_expert", loads}};
+  if (summary.tokens_per_rank.size() > 1) fields["tokens_per_rank"] = summary.tokens_per_rank;
+  output.event("layer", fields);
 }
 
 void write_outputs(const std::string& path, const std::map<int, std::vector<float>>& outputs,
@@ -257,7 +261,8 @@ int run_run(const RunOptions& options, RankSession& ranks) {
                          .load = {},
                          .times = slowest(results),
                          .moved = {},
-                         .tokens_per_expert = {}};
+                         .tokens_per_expert = {},
+                         .tokens_per_rank = {}};
     summary.tokens_per_expert.assign(static_cast<size_t>(spec.num_experts), 0);
     for (const RankResult& result : results) {
       summary.moved += result.moved;
@@ -266,6 +271,10 @@ int run_run(const RunOptions& options, RankSession& ranks) {
       summary.load.seconds = std::max(summary.load.seconds, result.load.seconds);
       for (size_t e = 0; e < result.tokens_per_expert.size(); ++e) {
         summary.tokens_per_expert[e] += result.tokens_per_expert[e];
+      }
+      if ((&result - results.data()) % parallel.tp_size == 0) {  // TP ranks count nothing
+        summary.tokens_per_rank.push_back(std::accumulate(
+            result.tokens_per_expert.begin(), result.tokens_per_expert.end(), int64_t{0}));
       }
     }
     total += summary.load;

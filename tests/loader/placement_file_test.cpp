@@ -157,13 +157,20 @@ TEST(ExpertCountsFileTest, ReadsAndAddsUpJsonLines) {
       "{\"event\":\"layer\",\"layer\":3,\"tokens_per_expert\":[1,2],\"forward_ms\":0.1}\n"
       "\n"
       "{\"event\":\"layer\",\"layer\":1,\"tokens_per_expert\":[0,0]}\r\n"
-      "{\"event\":\"layer\",\"layer\":3,\"tokens_per_expert\":[10,20]}",
+      "{\"event\":\"layer\",\"layer\":3,\"tokens_per_expert\":[10,20],"
+      "\"tokens_per_rank\":[20,13],\"rebalances\":2,\"bytes_moved\":99}",
       "load");
-  EXPECT_EQ(counts, (ExpertCounts{{1, {0, 0}}, {3, {11, 22}}}));
+  EXPECT_EQ(counts, (ExpertCounts{{1, {.tokens_per_expert = {0, 0}}},
+                                  {3,
+                                   {.tokens_per_expert = {11, 22},
+                                    .tokens_per_rank = {20, 13},
+                                    .rebalances = 2,
+                                    .bytes_moved = 99}}}));
 }
 
 TEST(ExpertCountsFileTest, ReadsSglangCountsAndPlainRows) {
-  const ExpertCounts expected = {{1, {5, 6}}, {2, {7, 0}}};
+  const ExpertCounts expected = {{1, {.tokens_per_expert = {5, 6}}},
+                                 {2, {.tokens_per_expert = {7, 0}}}};
   EXPECT_EQ(parse_expert_counts(R"({"logical_count": [[0,0],[5,6],[7.0,0]]})", "load"), expected);
   EXPECT_EQ(parse_expert_counts("[[0,0],\n[5,6],\n[7,0]]", "load"), expected);
   EXPECT_EQ(parse_expert_counts(R"({"logical_count": [[[0,0],[2,6],[7,0]], [[0,0],[3,0],[0,0]]]})",

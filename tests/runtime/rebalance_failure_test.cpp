@@ -73,12 +73,13 @@ class RebalanceFailureTest : public testing::Test {
 };
 
 TEST_F(RebalanceFailureTest, ABitThatFlipsOnTheWayIsNoticedByAllRanks) {
-  const int rounds = static_cast<int>(plan_moves(linear_, dealt_).rounds.size());
+  const MovePlan plan = plan_moves(linear_, dealt_);
+  const int rounds = static_cast<int>(plan.rounds.size());
   ASSERT_GE(rounds, 3);
   for (int round = 0; round < rounds; ++round) {
     std::atomic<int> noticed = 0;
     // Rank 2 receives in some rounds only: flipping there must be noticed, elsewhere is nothing.
-    const auto& moves = plan_moves(linear_, dealt_).rounds[static_cast<size_t>(round)];
+    const std::vector<SlotMove>& moves = plan.rounds[static_cast<size_t>(round)];
     const bool receives = std::any_of(moves.begin(), moves.end(),
                                       [](const SlotMove& move) { return move.to_rank == 2; });
     if (!receives) continue;
@@ -99,11 +100,11 @@ TEST_F(RebalanceFailureTest, ADigestThatChangesOnTheWayIsNoticed) {
     FlippingCommunicator flipping(world, 2);
     // The agreement, the vote on it, then the digests.
     flipping.flip_gather = 2;
-    const auto& moves = plan_moves(linear_, dealt_).rounds;
+    const MovePlan plan = plan_moves(linear_, dealt_);
     // A digest of a slot that rank 2 receives, among those gathered in rank order.
     size_t position = 0;
     for (int from = 0; from < 4; ++from) {
-      for (const auto& round : moves) {
+      for (const auto& round : plan.rounds) {
         for (const SlotMove& move : round) {
           if (move.from_rank != from) continue;
           if (move.to_rank == 2) flipping.byte = position * 16;
