@@ -29,7 +29,7 @@ test_each_isa() {
 
 test_many_trials() {
   step "property and mutation tests, GANTRY_TRIALS=$trials"
-  GANTRY_TRIALS="$trials" ctest --preset cpu --tests-regex 'mutation' \
+  GANTRY_TRIALS="$trials" ctest --preset cpu --tests-regex 'mutation|token_exchange|rank_layouts' \
     --no-tests=error --timeout 36000
 }
 
