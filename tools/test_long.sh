@@ -29,7 +29,8 @@ test_each_isa() {
 
 test_many_trials() {
   step "property and mutation tests, GANTRY_TRIALS=$trials"
-  GANTRY_TRIALS="$trials" ctest --preset cpu --tests-regex 'mutation|rebalance|crash' \
+  local tests='mutation|rebalance|crash|token_exchange|rank_layouts'
+  GANTRY_TRIALS="$trials" ctest --preset cpu --tests-regex "$tests" \
     --no-tests=error --timeout 36000
 }
 
