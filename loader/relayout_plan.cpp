@@ -188,6 +188,8 @@ class RelayoutPlanner {
     ref.suffix = kind.second;
     ref.pattern = pattern_index;
     ref.block = config_.quant ? example.ref.block : spelling_.block();
+    // Configs of quantized checkpoints speak of modules by name: what stands alone keeps its own.
+    if (config_.quant && is_rename(example.ref, pattern)) ref.pattern = example.ref.pattern;
     if (pattern.name.find("{b}") == std::string_view::npos) ref.block = 0;
     GANTRY_CHECK(ref.kind != TensorKind::kEncoded || can_name(pattern.naming, ref.suffix),
                  ErrorCode::kUnsupported, "{}: {} has no name for {}", *example.name, pattern.name,
