@@ -1,3 +1,5 @@
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -18,6 +20,8 @@ struct QuantizeCommand {
   QuantizeRequest request;
   std::string method = "rtn";
   std::string stats;
+  bool act_order = false;
+  double damping = 0.01;
   uint64_t shard_bytes = 5'000'000'000;
   uint64_t memory_bytes = 4'000'000'000;
   bool resume = false;
@@ -33,13 +37,23 @@ std::string fingerprint(const QuantizeCommand& command, const Checkpoint& checkp
       files.push_back(entry.path());
   }
   std::sort(files.begin() + 1, files.end());
-  return fmt::format("quantize 1 {} {} {} include {} ignore {} {}", command.request.format,
-                     command.request.group_size, command.method,
+  return fmt::format("quantize 1 {} {} {} {} {} include {} ignore {} {}", command.request.format,
+                     command.request.group_size, command.method, command.act_order, command.damping,
                      fmt::join(command.request.include, "|"),
                      fmt::join(command.request.ignore, "|"), fingerprint_files(files));
 }
 
+// Every matrix takes and gives back the same few buffers of megabytes: kept by the process, they
+// are not cleared by the kernel each time (half of the time in system calls otherwise).
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+}
+
 int run_quantize_command(const QuantizeCommand& command) {
+  keep_freed_memory();
   const Output output(command.common);
   MoeModel model(command.input, /*names_only=*/false);
   if (!model.report().ok()) {
@@ -56,8 +70,17 @@ int run_quantize_command(const QuantizeCommand& command) {
                   .fingerprint = fingerprint(command, model.checkpoint()),
                   .threads = command.common.make_threads(),
                   .ranges = {},
+                  .hessians = nullptr,
                   .progress = {}};
   if (!command.stats.empty()) run.ranges = InputRanges::read(command.stats, model.config());
+  StatsHessians hessians(
+      command.stats, {.damping = command.damping,
+                      .order = command.act_order ? GptqOrder::kByActivation : GptqOrder::kInOrder});
+  if (command.method == "gptq") {
+    GANTRY_CHECK(!command.stats.empty(), ErrorCode::kInvalidArgument,
+                 "--method gptq: expected --stats of gantry calibrate --hessians");
+    run.hessians = &hessians;
+  }
   const auto start = std::chrono::steady_clock::now();
   QuantizeResult result;
   {
@@ -103,10 +126,15 @@ void add_quantize_command(CLI::App& app, std::function<int()>& chosen) {
                    "inputs of one scale of integers (0: the format's own)")
       ->check(CLI::Range(0, 65536));
   command->add_option("--method", options->method, "how codes are chosen")
-      ->check(CLI::IsMember({"rtn"}))
+      ->check(CLI::IsMember({"rtn", "gptq"}))
       ->capture_default_str();
   command->add_option("--stats", options->stats,
-                      "what gantry calibrate wrote: for static input scales");
+                      "what gantry calibrate wrote: for static input scales and gptq");
+  command->add_flag("--act-order", options->act_order,
+                    "gptq: columns by descending activation, scales chosen beforehand");
+  command->add_option("--damping", options->damping, "gptq: share of the mean diagonal")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
   command->add_option("--include", options->request.include,
                       "also quantize these linear layers (wildcard, or re:REGEX); repeatable");
   command->add_option("--ignore", options->request.ignore,

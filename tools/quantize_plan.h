@@ -17,9 +17,10 @@ namespace gantry::cli {
 /// What is quantized, and how.
 struct QuantizeRequest {
   std::string format;
-  int64_t group_size = 0;            ///< 0: the format's own
-  std::vector<std::string> include = {};  ///< further linear layers; wildcards, or "re:" and a regex
-  std::vector<std::string> ignore = {};   ///< modules that are not quantized
+  int64_t group_size = 0;  ///< 0: the format's own
+  std::vector<std::string> include =
+      {};                                ///< further linear layers; wildcards, or "re:" and a regex
+  std::vector<std::string> ignore = {};  ///< modules that are not quantized
 };
 
 /// One expert's matrix in the new checkpoint.

@@ -8,6 +8,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
+#include "kernels/quant/gptq_weights.h"
 #include "loader/matrix_reader.h"
 #include "loader/read_job.h"
 
@@ -37,14 +38,14 @@ class Runner {
 
   QuantizeResult run() {
     Threads threads = run_.threads;
-    const int64_t fitting = run_.memory_bytes / std::max<int64_t>(plan_.job_bytes, kCopyBytes);
+    const int64_t job_bytes = std::max(plan_.job_bytes + hessian_bytes(), kCopyBytes);
+    const int64_t fitting = run_.memory_bytes / job_bytes;
     GANTRY_CHECK(fitting >= 1, ErrorCode::kOutOfMemory,
-                 "--memory: {} bytes; one expert alone needs {}", run_.memory_bytes,
-                 std::max(plan_.job_bytes, kCopyBytes));
+                 "--memory: {} bytes; one expert alone needs {}", run_.memory_bytes, job_bytes);
     if (fitting < threads.resolved_count()) {
       threads.count = static_cast<int>(fitting);
       log(LogLevel::kInfo, "{} thread(s): a job needs {:.1f} MB of memory", threads.count,
-          static_cast<double>(plan_.job_bytes) / 1e6);
+          static_cast<double>(job_bytes) / 1e6);
     }
     run_copies(threads);
     parallel_for(threads, static_cast<int64_t>(plan_.linear.size()),
@@ -62,6 +63,19 @@ class Runner {
   }
 
  private:
+  // Of a job with GPTQ: a Hessian, and what making its factors takes (GptqHessian).
+  [[nodiscard]] int64_t hessian_bytes() const {
+    int64_t largest = 0;
+    if (run_.hessians == nullptr) return 0;
+    for (const ExpertPlan& expert : plan_.experts) {
+      for (const MatrixPlan& matrix : expert.matrices) {
+        const int64_t in = part_size(matrix.part, *expert.spec).in;
+        largest = std::max(largest, 16 * in * in);
+      }
+    }
+    return largest;
+  }
+
   void read_bytes(int64_t bytes) {
     bytes_read_ += bytes;
     if (run_.progress) run_.progress(bytes);
@@ -118,7 +132,7 @@ class Runner {
     const std::vector<float> weights = read_linear(model_.checkpoint(), linear.module);
     read_bytes(linear.module.bytes());
     check_finite(weights, in, name);
-    const QuantizedWeights quantized = quantize(weights, linear.size, 0.0F, name);
+    const QuantizedWeights quantized = quantize(weights, linear.size, 0.0F, name, nullptr);
     for (size_t t = 0; t < names.size(); ++t) {
       write_new(names[t], 0,
                 export_bytes(plan_.format.matrix, plan_.format.matrix.tensors[t], quantized,
@@ -201,16 +215,24 @@ class Runner {
         continue;
       }
       const std::string name = reader_.name(expert.spec->layer, expert.expert, matrix.plan->part);
-      quantized.push_back(quantize(matrix.weights, matrix.size, shared, name));
+      const auto hessian =
+          run_.hessians == nullptr
+              ? nullptr
+              : run_.hessians->factors(*expert.spec, expert.expert, matrix.plan->part == Part::kW2);
+      quantized.push_back(quantize(matrix.weights, matrix.size, shared, name, hessian.get()));
       if (!plan_.format.stacked) write_quantized(*matrix.plan, quantized.back(), input_amax);
     }
     if (plan_.format.stacked) write_stacked(expert, matrices, quantized, input_amax);
   }
 
   QuantizedWeights quantize(const std::vector<float>& weights, const MatrixSize& size, float shared,
-                            const std::string& name) const {
+                            const std::string& name, const GptqHessian* hessian) const {
+    const WeightQuantization& quantization = plan_.format.matrix.quantization;
     try {
-      return quantize_weights(plan_.format.matrix.quantization, weights, size.out, size.in, shared);
+      if (hessian == nullptr)
+        return quantize_weights(quantization, weights, size.out, size.in, shared);
+      const Threads one{.count = 1, .executor = {}};  // experts are quantized side by side
+      return gptq_weights(quantization, weights, size.out, *hessian, shared, one);
     } catch (const Error& error) {
       fail(error.code(), "{}: {}", name, error.what());
     }
@@ -313,23 +335,27 @@ class Runner {
   std::atomic<int64_t> bytes_read_ = 0;
 };
 
-void warn_of_inputs(const MoeModel& model, const QuantizePlan& plan, const InputRanges& ranges) {
-  if (!plan.format.static_inputs()) return;
-  if (ranges.empty()) {
+void warn_of_statistics(const MoeModel& model, const QuantizePlan& plan, const QuantizeRun& run) {
+  const InputRanges& ranges = run.ranges;
+  if (plan.format.static_inputs() && ranges.empty()) {
     log(LogLevel::kWarn,
         "{} has static input scales, and no --stats are given: they are assumed from the weights, "
         "for hidden states behind an RMS norm",
         plan.format.name);
-    return;
   }
+  if (!plan.format.static_inputs() && run.hessians == nullptr) return;
   for (const MoeLayerSpec& spec : model.config().layers) {
     const std::vector<int> experts = ranges.uncalibrated(spec.layer);
     if (experts.empty()) continue;
-    log(LogLevel::kWarn,
-        "layer {}: experts without calibration tokens: {}; their input scales are {}", spec.layer,
-        fmt::join(experts, ", "),
-        ranges.amax(spec.layer, /*down=*/false) ? "those of the layer"
-                                                : "assumed from the weights");
+    std::string instead;
+    if (plan.format.static_inputs()) {
+      instead += ranges.amax(spec.layer, /*down=*/false)
+                     ? "; their input scales are those of the layer"
+                     : "; their input scales are assumed from the weights";
+    }
+    if (run.hessians != nullptr) instead += "; their weights are rounded to nearest";
+    log(LogLevel::kWarn, "layer {}: experts without calibration tokens: {}{}", spec.layer,
+        fmt::join(experts, ", "), instead);
   }
 }
 
@@ -337,7 +363,7 @@ void warn_of_inputs(const MoeModel& model, const QuantizePlan& plan, const Input
 
 QuantizeResult run_quantize(const MoeModel& model, const QuantizePlan& plan,
                             const QuantizeRun& run) {
-  warn_of_inputs(model, plan, run.ranges);
+  warn_of_statistics(model, plan, run);
   return Runner(model, plan, run).run();
 }
 

@@ -8,6 +8,7 @@
 #include "kernels/base/parallel_for.h"
 #include "tools/input_ranges.h"
 #include "tools/quantize_plan.h"
+#include "tools/stats_hessians.h"
 
 namespace gantry::cli {
 
@@ -19,6 +20,7 @@ struct QuantizeRun {
   std::string fingerprint;  ///< of the request and the source files
   Threads threads;
   InputRanges ranges;
+  StatsHessians* hessians = nullptr;            ///< of GPTQ; null: round to nearest
   std::function<void(int64_t bytes)> progress;  ///< bytes of the source; by several threads
 };
 
@@ -28,7 +30,8 @@ struct QuantizeResult {
   int64_t bytes_kept = 0;  ///< of a run before, with resume
 };
 
-/// Writes the checkpoint: every tensor by round-to-nearest or as it is, config.json, and the files
+/// Writes the checkpoint: experts by round-to-nearest or GPTQ, other layers that are quantized by
+/// round-to-nearest, the rest as it is, config.json, and the files
 /// of a model that are no weights. It appears under its name when it is whole (CheckpointWriter).
 ///
 /// Every expert (and every other matrix) is a job of its own: read, brought to f32, quantized,

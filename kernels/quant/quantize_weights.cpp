@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/base/check.h"
+#include "kernels/quant/element_formats.h"
 
 namespace gantry {
 namespace {
@@ -36,6 +37,30 @@ std::vector<WeightRange> scale_ranges(const WeightQuantization& quantization,
   return ranges;
 }
 
+// group_scale of every group under a second scale, all at once.
+void set_two_level_scales(QuantizedWeights& quantized, std::span<const WeightRange> ranges,
+                          const WeightRowOps& ops) {
+  constexpr float kLargestE2M1 = 6.0F;
+  constexpr float kSmallest = 0x1p-9F;
+  const float second = quantized.second;
+  const float sixths = kLargestE2M1 * second;
+  const bool divides = quantized.quantization.divides;
+  std::vector<float> ratios(ranges.size());
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    const float amax = ranges[i].amax();
+    ratios[i] = divides ? second * (amax / kLargestE2M1) : amax / sixths;
+  }
+  std::vector<uint8_t> codes(ratios.size());
+  const auto count = static_cast<int64_t>(ratios.size());
+  const float one = 1.0F;
+  ops.codes({WeightElement::kE4M3, ratios.data(), count, count, &one, nullptr, codes.data()});
+  quantized.scales.resize(ratios.size());
+  for (size_t i = 0; i < ratios.size(); ++i) {
+    const float stored = std::max(e4m3_to_f32(codes[i]), kSmallest);
+    quantized.scales[i] = ranges[i].amax() == 0.0F ? 1.0F : stored;
+  }
+}
+
 void set_codes(QuantizedWeights& quantized, std::span<const float> weights,
                const WeightRowOps& ops) {
   const auto& [quantization, out, in, codes, scales, zeros, second] = quantized;
@@ -46,10 +71,12 @@ void set_codes(QuantizedWeights& quantized, std::span<const float> weights,
   for (int64_t o = 0; o < out; ++o) {
     const int64_t first = o / rows * groups;
     if (o % rows == 0) {
-      for (int64_t g = 0; g < groups; ++g) {
-        steps[static_cast<size_t>(g)] =
-            stored_group_scale(quantization, scales[static_cast<size_t>(first + g)], 0, second)
-                .step;
+      // As stored_group_scale has it.
+      const float* stored = scales.data() + first;
+      for (size_t g = 0; g < steps.size(); ++g) {
+        steps[g] = !quantization.two_levels() ? stored[g]
+                   : quantization.divides     ? stored[g] / second
+                                              : stored[g] * second;
       }
     }
     ops.codes({quantization.element, weights.data() + o * in, in,
@@ -91,6 +118,11 @@ QuantizedWeights quantize_weights(const WeightQuantization& quantization,
     quantized.second = second_scale(quantization, amax);
   } else if (ranges.size() == 1 && quantization.rows == 0 && shared_amax > 0.0F) {
     ranges[0] = {-shared_amax, shared_amax};
+  }
+  if (quantization.two_levels()) {
+    set_two_level_scales(quantized, ranges, ops);
+    set_codes(quantized, weights, ops);
+    return quantized;
   }
   for (const WeightRange& range : ranges) {
     const GroupScale scale = group_scale(quantization, range, quantized.second);

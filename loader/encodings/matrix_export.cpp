@@ -111,10 +111,6 @@ void append_scale(Bytes& bytes, DType dtype, ScaleType type, float scale) {
       return append(bytes, f32_to_f16(scale));
     case DType::kBF16:
       return append(bytes, f32_to_bf16(scale));
-    case DType::kF8E4M3: {
-      uint8_t code = weight_code(WeightElement::kE4M3, scale, GroupScale{});
-      return append(bytes, code);
-    }
     default:
       GANTRY_CHECK(type == ScaleType::kE8M0, ErrorCode::kInternal, "scales of type {}",
                    to_string(dtype));
@@ -128,6 +124,15 @@ Bytes scales_as(const ExportTensor& tensor, const QuantizedWeights& weights) {
   const int64_t groups = quantization.num_groups(weights.in);
   Bytes bytes;
   bytes.reserve(static_cast<size_t>(blocks * groups * size_of(tensor.dtype)));
+  if (tensor.dtype == DType::kF8E4M3) {
+    const auto count = static_cast<int64_t>(weights.scales.size());
+    const float one = 1.0F;
+    bytes.resize(weights.scales.size());
+    weight_row_ops(host_isas())
+        .codes({WeightElement::kE4M3, weights.scales.data(), count, count, &one, nullptr,
+                reinterpret_cast<uint8_t*>(bytes.data())});
+    return bytes;
+  }
   const bool groups_first = tensor.layout == ExportLayout::kGroupsFirst;
   for (int64_t a = 0; a < (groups_first ? groups : blocks); ++a) {
     for (int64_t b = 0; b < (groups_first ? blocks : groups); ++b) {

@@ -4,78 +4,10 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <filesystem>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <nlohmann/json.hpp>
-#include <ostream>
-#include <string>
-#include <vector>
-
-#include "kernels/base/log.h"
-#include "loader/expected_tensors.h"
-#include "loader/matrix_reader.h"
-#include "loader/safetensors_writer.h"
-#include "runtime/moe_model.h"
-#include "runtime/verification.h"
-#include "tests/support/expect_error.h"
-#include "tests/support/golden_dirs.h"
-#include "tests/support/mutable_checkpoint.h"
-#include "tests/support/seeded_rng.h"
-#include "tests/support/temp_dir.h"
-#include "tools/quantize_run.h"
+#include "tests/cli/quantize_case.h"
 
 namespace gantry::test {
 namespace {
-
-using std::filesystem::path;
-
-struct Quantized {
-  TempDir dir;
-  path out;
-  cli::QuantizeResult result;
-};
-
-std::unique_ptr<Quantized> quantize(const path& source, const cli::QuantizeRequest& request,
-                                    const path& stats = {}, int64_t shard_bytes = 0) {
-  auto done = std::make_unique<Quantized>();
-  done->out = done->dir / "out";
-  MoeModel model(source, /*names_only=*/false);
-  EXPECT_TRUE(model.report().ok()) << summarize(model.report(), 10);
-  const cli::QuantizePlan plan = cli::plan_quantize(model, request);
-  cli::QuantizeRun run;
-  run.directory = done->out;
-  run.shard_bytes = shard_bytes;
-  run.memory_bytes = int64_t{1} << 30;
-  run.fingerprint = "test";
-  run.threads.count = 2;
-  if (!stats.empty()) run.ranges = cli::InputRanges::read(stats, model.config());
-  done->result = cli::run_quantize(model, plan, run);
-  return done;
-}
-
-path source_dir(const char* name) { return golden_root() / "sources" / name; }
-
-// The matrices of routed experts in f32, [layer, expert, part] in order.
-std::vector<std::vector<float>> expert_matrices(const path& directory) {
-  MoeModel model(directory, /*names_only=*/false);
-  EXPECT_TRUE(model.report().ok()) << summarize(model.report(), 10);
-  const MatrixReader reader(model.checkpoint(), model.config(), model.tensors());
-  std::vector<std::vector<float>> matrices;
-  for (const MoeLayerSpec& spec : model.config().layers) {
-    for (int e = 0; e < spec.num_experts; ++e) {
-      for (const Part part : kExpertParts) {
-        if (part == Part::kW3 && !spec.gated()) continue;
-        matrices.push_back(reader.read(spec.layer, e, part));
-      }
-    }
-  }
-  return matrices;
-}
 
 double relative(const std::vector<float>& found, const std::vector<float>& expected) {
   return relative_error(found, expected);
@@ -166,11 +98,6 @@ TEST_P(QuantizeFormatTest, ComputesWhatTheDequantizedMatricesGive) {
 std::vector<std::string> quantized_formats() {
   const auto names = cli::export_format_names();
   return {names.begin() + 1, names.end()};  // without bf16
-}
-
-std::string readable(std::string name) {
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, QuantizeFormatTest, testing::ValuesIn(quantized_formats()),
@@ -382,112 +309,6 @@ TEST(QuantizeDamage, NamesTheElementThatIsNotANumber) {
   damaged.write(dir.path());
   expect_error([&] { (void)quantize(dir.path(), {.format = "mxfp4"}); }, ErrorCode::kFormat,
                {"experts.1.up_proj.weight", "expert 1", "w3", "[3, 5]"});
-}
-
-// ---- calibration -------------------------------------------------------------------------------
-
-// Statistics as `gantry calibrate` writes them, as far as they are read here.
-void write_stats(const TempDir& dir, const std::vector<int64_t>& samples, float hidden,
-                 float down) {
-  const auto info = [](const char* name, DType dtype, std::vector<int64_t> shape) {
-    TensorInfo tensor;
-    tensor.name = name;
-    tensor.dtype = dtype;
-    tensor.shape = std::move(shape);
-    return tensor;
-  };
-  SafetensorsWriter writer(
-      dir / "layer-00000.safetensors",
-      {info("samples_per_expert", DType::kI64, {static_cast<int64_t>(samples.size())}),
-       info("gate_up.layer_amax", DType::kF32, {1}), info("down.layer_amax", DType::kF32, {1})},
-      {});
-  writer.write("samples_per_expert", 0, std::as_bytes(std::span(samples)));
-  writer.write("gate_up.layer_amax", 0, std::as_bytes(std::span(&hidden, 1)));
-  writer.write("down.layer_amax", 0, std::as_bytes(std::span(&down, 1)));
-  writer.finish();
-  dir.write("calibration.json", "{}");
-}
-
-class CapturedLog {
- public:
-  CapturedLog() {
-    set_log_sink([this](LogLevel level, std::string_view message) {
-      const std::scoped_lock lock(mutex_);
-      if (level == LogLevel::kWarn) warnings_ += std::string(message) + "\n";
-    });
-  }
-  CapturedLog(const CapturedLog&) = delete;
-  CapturedLog& operator=(const CapturedLog&) = delete;
-  ~CapturedLog() { set_log_sink({}); }
-  [[nodiscard]] const std::string& warnings() const { return warnings_; }
-
- private:
-  std::mutex mutex_;
-  std::string warnings_;
-};
-
-float scalar_of(const MutableCheckpoint& checkpoint, const std::string& name) {
-  float value = 0.0F;
-  std::memcpy(&value, checkpoint.tensors.at(name).bytes.data(), 4);
-  return value;
-}
-
-TEST(QuantizeInputs, HaveTheScalesOfTheStatistics) {
-  const TempDir stats;
-  write_stats(stats, {7, 0, 3, 0}, 5.0F, 11.0F);
-  const CapturedLog log;
-  const auto nvfp4 = quantize(source_dir("qwen3_moe"), {.format = "nvfp4"}, stats.path());
-  const auto found = MutableCheckpoint::read(nvfp4->out);
-  const std::string experts = "model.layers.0.mlp.experts.";
-  for (const char* expert : {"0.", "1.", "3."}) {
-    EXPECT_EQ(scalar_of(found, experts + expert + "gate_proj.input_scale"), 5.0F / 2688.0F);
-    EXPECT_EQ(scalar_of(found, experts + expert + "up_proj.input_scale"), 5.0F / 2688.0F);
-    EXPECT_EQ(scalar_of(found, experts + expert + "down_proj.input_scale"), 11.0F / 2688.0F);
-  }
-  EXPECT_NE(log.warnings().find("layer 0: experts without calibration tokens: 1, 3;"),
-            std::string::npos)
-      << log.warnings();
-
-  const auto divides = quantize(source_dir("qwen3_moe"), {.format = "nvfp4-ct"}, stats.path());
-  EXPECT_EQ(
-      scalar_of(MutableCheckpoint::read(divides->out), experts + "2.down_proj.input_global_scale"),
-      2688.0F / 11.0F);
-  const auto fp8 = quantize(source_dir("qwen3_moe"), {.format = "fp8-tensor"}, stats.path());
-  EXPECT_EQ(scalar_of(MutableCheckpoint::read(fp8->out), experts + "2.down_proj.input_scale"),
-            11.0F / 448.0F);
-}
-
-// No token at all, or no statistics: scales are finite and of the right size, whatever the format,
-// and the warning names exactly the experts.
-TEST(QuantizeInputs, AreSaneWithoutCalibration) {
-  const TempDir empty;
-  write_stats(empty, {0, 0, 0, 0}, 0.0F, 0.0F);
-  for (const bool with_stats : {false, true}) {
-    for (const char* format : {"fp8-tensor", "fp8-static", "nvfp4", "nvfp4-ct"}) {
-      SCOPED_TRACE(format);
-      const CapturedLog log;
-      const auto done =
-          quantize(source_dir("qwen3_moe"), {.format = format}, with_stats ? empty.path() : path());
-      EXPECT_NE(log.warnings().find(with_stats ? "calibration tokens: 0, 1, 2, 3;" : "no --stats"),
-                std::string::npos)
-          << log.warnings();
-      MoeModel model(done->out, /*names_only=*/false);
-      const VerifyResult verified = verify_model(model, nullptr, {}, {});
-      EXPECT_GT(verified.load.bytes_read, 0);
-      EXPECT_TRUE(model.report().ok()) << summarize(model.report(), 10);
-    }
-  }
-}
-
-TEST(QuantizeInputs, OfAnotherModelAreRefused) {
-  const TempDir stats;
-  write_stats(stats, {1, 1}, 5.0F, 11.0F);
-  expect_error([&] { (void)quantize(source_dir("qwen3_moe"), {.format = "nvfp4"}, stats.path()); },
-               ErrorCode::kFormat, {"samples_per_expert", "4 elements"});
-  const TempDir unfinished;
-  expect_error(
-      [&] { (void)quantize(source_dir("qwen3_moe"), {.format = "nvfp4"}, unfinished.path()); },
-      ErrorCode::kInvalidArgument, {"calibration.json"});
 }
 
 }  // namespace

@@ -114,6 +114,25 @@ TEST_P(WeightFormatTest, KeepsEveryErrorWithinHalfAStep) {
   }
 }
 
+// Whole matrices and solvers that go group by group choose alike.
+TEST_P(WeightFormatTest, HasTheScaleThatItsGroupAloneGives) {
+  std::vector<float> weights = heavy_tailed(rng, 4, 256);
+  std::fill_n(weights.begin(), 128, 0.0F);
+  std::fill_n(weights.begin() + 300, 30, 1e-9F);
+  const QuantizedWeights quantized = quantize_weights(quantization, weights, 4, 256);
+  if (quantization.rows != 1) return;  // blocks: what follows is about groups of one row
+  const int64_t group = quantization.group > 0 ? quantization.group : 256;
+  for (int64_t at = 0; at < 4 * 256; at += group) {
+    const WeightRange range = weight_range(
+        std::span(weights).subspan(static_cast<size_t>(at), static_cast<size_t>(group)));
+    const GroupScale alone = group_scale(quantization, range, quantized.second);
+    const GroupScale found = quantized.scale_of(at / 256, at % 256);
+    ASSERT_EQ(found.stored, alone.stored) << at;
+    ASSERT_EQ(found.step, alone.step) << at;
+    ASSERT_EQ(found.zero, alone.zero) << at;
+  }
+}
+
 // quantize(dequantize(q)) == q under q's own scales.
 TEST_P(WeightFormatTest, IsIdempotent) {
   const std::vector<float> weights = heavy_tailed(rng, 130, 256);

@@ -35,7 +35,7 @@ def dequantize(config, tensors):
     inputs = rows * 32 // bits
     layer = LAYER(bits, group, inputs, out, bias=False)
     layer.qweight, layer.qzeros, layer.scales = tensors["qweight"], tensors["qzeros"], scales
-    layer.g_idx = tensors["g_idx"]
+    assert torch.equal(tensors["g_idx"], torch.arange(inputs, dtype=torch.int32) // group)
     if hasattr(layer, "post_init"):
         layer.post_init()
     with torch.no_grad():
