@@ -234,6 +234,27 @@ class CommandTest(unittest.TestCase):
         self.assertIn("expert 0 of B (w1): matches expert 3 of A", out)
         self.assertIn("expert 3 of B (w2): matches expert 0 of A", out)
 
+    def test_calibrate_writes_resumes_and_refuses(self):
+        source = GOLDEN / "families" / "mixtral"
+        stats = self.dir / "stats"
+        arguments = ["calibrate", source, "--activations", source / "moe_io.safetensors", "-o", stats, "--no-progress"]
+        code, out, err = run(*arguments, "--top-k", "1", "--json")
+        self.assertEqual(code, OK, out + err)
+        layers = [e for e in map(json.loads, out.splitlines()) if e["event"] == "layer"]
+        self.assertEqual([sum(e["tokens_per_expert"]) for e in layers], [24, 24])
+        holes = {e["layer"]: e["uncalibrated"] for e in layers if e["uncalibrated"]}
+        self.assertTrue(holes)
+        for layer, experts in holes.items():
+            self.assertIn(f"layer {layer}: {len(experts)} expert(s) saw no token: {', '.join(map(str, experts))}", err)
+        summary = json.loads((stats / "calibration.json").read_text())
+        self.assertEqual({e["layer"]: e["experts"] for e in summary["uncalibrated"]}, holes)
+        code, out, err = run(*arguments, "--top-k", "1")
+        self.assertEqual(code, OK, err)
+        self.assertEqual(out.count("there already"), 2)
+        self.assertEqual(run(*arguments, "--route-all")[0], USAGE)
+        self.assertEqual(run(*arguments, "--memory", "1K", "-o", self.dir / "other")[0], USAGE)
+        self.assertEqual(run(*arguments, "--memory", "much")[0], USAGE)
+
     def test_names_only_needs_no_weights(self):
         for directory in filter(pathlib.Path.is_dir, (GOLDEN / "indexes").iterdir()):
             code, out, err = run("verify", directory, "--names-only", "--json")
