@@ -11,14 +11,20 @@ step() { printf '\n==== %s (%d s)\n' "$1" "$SECONDS"; }
 step "packages"
 tools/setup.sh
 
-if command -v nvcc > /dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then
-  echo "CUDA toolkit found, but Gantry has no GPU kernels yet: this run tests the CPU"
-else
-  echo "CPU only: no nvcc here"
-fi
+[[ -x /usr/local/cuda/bin/nvcc ]] && export PATH="/usr/local/cuda/bin:$PATH"
 
 step "cpu: configure, build, test"
 cmake --workflow --preset cpu
+
+# The GPU's programs only: everything else is what the cpu preset has built and tested.
+if command -v nvcc > /dev/null; then
+  step "cuda: configure, build, GPU tests (skipped where there is no GPU)"
+  cmake --preset cuda -D GANTRY_BUILD_BENCH=OFF
+  cmake --build --preset cuda --target device_kernels_test device_golden_test gantry
+  ctest --preset cuda --label-regex gpu
+else
+  echo "cuda: not built, no nvcc here"
+fi
 
 step "source checks"
 python3 tools/check_includes.py

@@ -54,6 +54,18 @@ test_sanitizers() {
   cmake --workflow --preset tsan
 }
 
+check_cuda() {
+  [[ -x /usr/local/cuda/bin/nvcc ]] && export PATH="/usr/local/cuda/bin:$PATH"
+  if ! command -v nvcc > /dev/null; then
+    echo "cuda: no nvcc here"
+    return
+  fi
+  step "cuda: every architecture, registers kept in memory"
+  cmake --preset cuda -B build/cuda_all -D GANTRY_CUDA_ARCHS="80;86-real;89-real;90a-real;100-real;120-real"
+  cmake --build build/cuda_all --target gantry_kernels
+  tools/check_spills.py --nvcc "$(command -v nvcc)"
+}
+
 fuzz_all() {
   step "fuzzing: build with clang"
   tools/setup.sh fuzz
@@ -91,5 +103,6 @@ test_each_isa
 test_many_trials
 test_ranks
 test_sanitizers
+check_cuda
 fuzz_all
 step "all passed"

@@ -54,6 +54,7 @@ struct ExpertGemm {
   GANTRY_DEVICE void finish(const TokenTile& tokens, int64_t weight_tile, int column_tile, int lane,
                             const float (&c)[4]) const {
     float sums[4];
+    GANTRY_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int r = lane / 4 + 8 * half;
       const int64_t row = matrix.row_at(weight_tile, r);
@@ -69,6 +70,7 @@ struct ExpertGemm {
       sums[2 * half] = c[2 * half] * scale + bias;
       sums[2 * half + 1] = c[2 * half + 1] * scale + bias;
     }
+    GANTRY_UNROLL
     for (int j = 0; j < 2; ++j) {
       const int token = 8 * column_tile + lane % 4 * 2 + j;
       if (activated) {

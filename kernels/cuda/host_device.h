@@ -9,10 +9,12 @@
 /// arrays must become registers.
 #ifdef __CUDACC__
 #define GANTRY_UNROLL _Pragma("unroll")
+#define GANTRY_NO_UNROLL _Pragma("unroll 1")
 #define GANTRY_HD __host__ __device__
 #define GANTRY_DEVICE __device__
 #else
 #define GANTRY_UNROLL
+#define GANTRY_NO_UNROLL
 #define GANTRY_HD
 #define GANTRY_DEVICE
 #endif

@@ -95,6 +95,7 @@ struct SkinnyGemm {
       uint32_t a[4];
       decode_fragment<kElement, Machine>(codes, step, a);
       if (is_coded(kElement) && matrix.zero_points) {
+        GANTRY_UNROLL
         for (int i = 0; i < 4; ++i)
           a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
       }
@@ -126,14 +127,18 @@ struct SkinnyGemm {
     auto* all = reinterpret_cast<float*>(m.shared());  // [warps][columns][4][32]
     const int lane = m.thread() % 32;
     const int warp = m.thread() / 32;
+    GANTRY_UNROLL
     for (int c = 0; c < kColumns; ++c) {
+      GANTRY_UNROLL
       for (int e = 0; e < 4; ++e)
         all[((warp * kColumns + c) * 4 + e) * 32 + lane] = sums[c][e];
     }
     m.sync();
+    GANTRY_NO_UNROLL
     for (int c = warp; c < kColumns; c += kWarps) {
       if (c * 8 >= tokens.num_rows) continue;
       float total[4];
+      GANTRY_UNROLL
       for (int e = 0; e < 4; ++e) {
         float sum = 0.0F;
         for (int w = 0; w < kWarps; ++w)

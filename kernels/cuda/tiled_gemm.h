@@ -26,6 +26,8 @@ struct TiledGemm {
   static constexpr int kWeightBytes = kWeightTiles * kTileRows * kDepth * bits_of(kElement) / 8;
   static constexpr int kRowBytes = kColumns * 8 * kDepth * 2;
   static constexpr int kStageBytes = kWeightBytes + kRowBytes;
+  static constexpr int kSumsOfThread = kWarpTiles * kWarpColumns * 4;
+  static constexpr int kSumBytes = kSumsOfThread * kThreads * 4;
 
   ExpertGemm gemm;
   int num_stages;
@@ -40,7 +42,9 @@ struct TiledGemm {
   }
   [[nodiscard]] LaunchShape launch_shape(int64_t most_blocks) const {
     const int64_t items = gemm.max_tiles * weight_blocks();
-    return {items < most_blocks ? items : most_blocks, kThreads, int64_t{num_stages} * kStageBytes};
+    const int64_t stages = int64_t{num_stages} * kStageBytes;
+    return {items < most_blocks ? items : most_blocks, kThreads,
+            stages > kSumBytes ? stages : int64_t{kSumBytes}};
   }
 
   template <class Machine>
@@ -78,16 +82,32 @@ struct TiledGemm {
       m.commit_copies();
       multiply(m, tokens, first_tile, part, s, sums);
     }
-    for (int t = 0; t < kWarpTiles; ++t) {
-      const int64_t weight_tile = first_tile + part.first_tile + t;
-      if (weight_tile >= gemm.matrix.num_tiles) continue;
-      for (int c = 0; c < kWarpColumns; ++c) {
-        const int column = part.first_column + c;
-        if (column * 8 < tokens.num_rows)
-          gemm.finish(tokens, weight_tile, column, part.lane, sums[t][c]);
-      }
+    m.sync();  // all are done with the stages
+    finish(m, tokens, first_tile, part, sums);
+    m.sync();  // the next tile's copies overwrite the sums
+  }
+
+  // By way of shared memory: a loop over registers would have to be unrolled, and
+  // `ExpertGemm::finish` is long. Each thread reads what it wrote.
+  template <class Machine>
+  GANTRY_DEVICE void finish(Machine& m, const TokenTile& tokens, int64_t first_tile,
+                            const Part& part,
+                            const float (&sums)[kWarpTiles][kWarpColumns][4]) const {
+    auto* own = reinterpret_cast<float*>(m.shared()) + m.thread();
+    GANTRY_UNROLL
+    for (int i = 0; i < kSumsOfThread; ++i)
+      own[i * kThreads] = sums[i / (4 * kWarpColumns)][i / 4 % kWarpColumns][i % 4];
+    GANTRY_NO_UNROLL
+    for (int i = 0; i < kWarpTiles * kWarpColumns; ++i) {
+      const int64_t weight_tile = first_tile + part.first_tile + i / kWarpColumns;
+      const int column = part.first_column + i % kWarpColumns;
+      if (weight_tile >= gemm.matrix.num_tiles || column * 8 >= tokens.num_rows) continue;
+      float c[4];
+      GANTRY_UNROLL
+      for (int e = 0; e < 4; ++e)
+        c[e] = own[(4 * i + e) * kThreads];
+      gemm.finish(tokens, weight_tile, column, part.lane, c);
     }
-    m.sync();  // the next tile's copies overwrite the stages
   }
 
   template <class Machine>
@@ -157,6 +177,7 @@ struct TiledGemm {
           uint32_t a[4];
           decode_fragment<kElement, Machine>(codes, step, a);
           if (is_coded(kElement) && matrix.zero_points) {
+            GANTRY_UNROLL
             for (int i = 0; i < 4; ++i)
               a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
           }

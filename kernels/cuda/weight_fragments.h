@@ -24,9 +24,11 @@ GANTRY_HD constexpr bool is_coded(DeviceElement element) noexcept { return bits_
 template <DeviceElement kElement, class Machine, class Chunk>
 GANTRY_DEVICE void decode_fragment(const Chunk& chunk, int step, uint32_t (&a)[4]) {
   if constexpr (bits_of(kElement) == 16) {
+    GANTRY_UNROLL
     for (int i = 0; i < 4; ++i)
       a[i] = chunk.words[i];
   } else if constexpr (kElement == DeviceElement::kE4M3) {
+    GANTRY_UNROLL
     for (int i = 0; i < 4; ++i) {
       const uint32_t bytes = chunk.words[2 * step + i / 2] >> (16 * (i % 2));
       const uint32_t pair = (bytes & 0xffu) | ((bytes & 0xff00u) << 8);
@@ -35,6 +37,7 @@ GANTRY_DEVICE void decode_fragment(const Chunk& chunk, int step, uint32_t (&a)[4
       a[i] = Machine::mul_bf16x2(small, 0x7b807b80u);
     }
   } else if constexpr (kElement == DeviceElement::kInt8) {
+    GANTRY_UNROLL
     for (int i = 0; i < 4; ++i) {
       const uint32_t bytes = (chunk.words[2 * step + i / 2] ^ 0x80808080u) >> (16 * (i % 2));
       // 2^23 + (code + 128) is an f32 whose low byte is the code; 8 bits fit bf16, so its upper
@@ -44,12 +47,14 @@ GANTRY_DEVICE void decode_fragment(const Chunk& chunk, int step, uint32_t (&a)[4
       a[i] = (f32_to_bits(low) >> 16) | (f32_to_bits(high) & 0xffff0000u);
     }
   } else if constexpr (kElement == DeviceElement::kInt4) {
+    GANTRY_UNROLL
     for (int i = 0; i < 4; ++i) {
       // 0x4300 | (code + 8) is 128 + code + 8 in bf16.
       const uint32_t biased = ((chunk.words[step] >> (4 * i)) & 0x000f000fu) ^ 0x43084308u;
       a[i] = Machine::sub_bf16x2(biased, 0x43084308u);
     }
   } else {
+    GANTRY_UNROLL
     for (int i = 0; i < 4; ++i) {
       const uint32_t codes = (chunk.words[step] >> (4 * i)) & 0x000f000fu;
       const uint32_t small = ((codes & 0x00070007u) << 6) | ((codes & 0x00080008u) << 12);
@@ -87,6 +92,7 @@ struct GroupFactors {
 GANTRY_HD inline GroupFactors load_group(const DeviceMatrix& matrix, const std::byte* data,
                                          int64_t tile, int64_t group, int lane) {
   GroupFactors factors;
+  GANTRY_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int64_t index = matrix.scale_index(tile, group, lane / 4 + 8 * half);
     factors.scale[half] = device_scale(data, matrix.scale, index);

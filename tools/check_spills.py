@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Fails if a GEMM kernel keeps registers in memory: compiles kernels/cuda/gemm_*.cu with ptxas -v.
+
+    tools/check_spills.py [--nvcc NVCC] [--arch 80 --arch 90a ...] [--kernels REGEX] [--ptxas-log F]
+
+--ptxas-log reads what a compiler already said (- for stdin) instead of compiling.
+"""
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\S+)'")
+SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+REGISTERS = re.compile(r"Used (\d+) registers")
+
+
+def parse(log):
+    """Yields (kernel, arch, registers, stack, spill stores, spill loads) of a ptxas -v log."""
+    kernel = arch = spills = None
+    for line in log.splitlines():
+        if match := ENTRY.search(line):
+            kernel, arch, spills = match[1], match[2], None
+        elif (match := SPILLS.search(line)) and kernel:
+            spills = tuple(int(v) for v in match.groups())
+        elif (match := REGISTERS.search(line)) and kernel and spills:
+            yield (kernel, arch, int(match[1])) + spills
+            kernel = None
+
+
+def compile_log(nvcc, source, archs):
+    command = [nvcc, "-std=c++20", "-O3", "-DNDEBUG", f"-I{ROOT}", "-Xptxas", "-v", "-c", "-o",
+               "/dev/null", str(source)]
+    for arch in archs:
+        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        sys.exit(f"check_spills: {' '.join(command)}:\n{result.stderr}")
+    return result.stderr
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nvcc", default="/usr/local/cuda/bin/nvcc")
+    parser.add_argument("--arch", action="append")
+    parser.add_argument("--kernels", default="SkinnyGemm|TiledGemm")
+    parser.add_argument("--ptxas-log")
+    options = parser.parse_args()
+    if options.ptxas_log:
+        log = sys.stdin.read() if options.ptxas_log == "-" else Path(options.ptxas_log).read_text()
+    else:
+        sources = sorted((ROOT / "kernels/cuda").glob("gemm_*.cu"))
+        log = "".join(compile_log(options.nvcc, s, options.arch or ["80", "90a"]) for s in sources)
+    seen = failed = 0
+    for kernel, arch, registers, stack, stores, loads in parse(log):
+        if not re.search(options.kernels, kernel):
+            continue
+        seen += 1
+        bad = stores + loads > 0
+        failed += bad
+        if bad:
+            print(f"{arch} {kernel}: {registers} registers, stack {stack}, spills {stores} + {loads} bytes")
+    if seen == 0:
+        sys.exit("check_spills: no kernel found in what ptxas said")
+    print(f"check_spills: {seen} kernels, {failed} with spills")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
