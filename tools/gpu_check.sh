@@ -5,7 +5,7 @@
 #   tools/gpu_check.sh 1        kernels and goldens on the GPU
 #   tools/gpu_check.sh 2        quantized checkpoints of GANTRY_QUANT_DIR and the tree, the command
 #   tools/gpu_check.sh 3        compute-sanitizer: memcheck and racecheck
-#   tools/gpu_check.sh 4        times, next to the memory's bandwidth
+#   tools/gpu_check.sh 4        times of whole calls of a Qwen3-30B-A3B layer, copies included
 #   tools/gpu_check.sh build    builds what the parts run
 #
 # GANTRY_BUILD_DIR (default build/cuda) has the programs; GANTRY_GPU (default cuda:0) names the GPU.
@@ -71,11 +71,16 @@ part_3() {
   run_tests "$sanitizer" --tool racecheck --error-exitcode 1 "$kernels_test" --gtest_filter="$filter"
 }
 
+# Whole calls, with the copies of the batch in and out: no figures of kernels yet.
 part_4() {
-  local format
+  local format dir tokens
   for format in bf16 fp8-block mxfp4 int4-g128; do
-    step "bench $format"
-    "$gantry" bench --device "$gpu" --format "$format" --tokens 1,8,32,64,512,4096 --seconds 1
+    dir="$build/gpu_check_$format"
+    [[ -d "$dir" ]] || "$gantry" synth --shape qwen3-30b-a3b --layers 1 --format "$format" "$dir"
+    for tokens in 1 8 64 512 4096; do
+      step "$format, $tokens tokens"
+      "$gantry" run "$dir" --device "$gpu" --tokens "$tokens" --repeat 20
+    done
   done
 }
 
