@@ -15,6 +15,16 @@
 namespace gantry {
 namespace {
 
+// Files hold an expert once: copies are made when weights are loaded.
+ExpertMap map_without_replicas(const ExpertPlacement& placement, const MoeLayerSpec& spec,
+                               int ep_size) {
+  ExpertMap map = placement.map_of(spec.layer, spec.num_experts, ep_size);
+  GANTRY_CHECK(!map.has_replicas(), ErrorCode::kUnsupported,
+               "layer {}: {}: redundant experts are copied when they are loaded, not in files",
+               spec.layer, placement.describe());
+  return map;
+}
+
 void refuse_gguf(const std::string& name, const CheckpointTensor& tensor) {
   GANTRY_CHECK(tensor.info.block_type.empty(), ErrorCode::kUnsupported,
                "{}: {} blocks of GGUF cannot be stored in safetensors", name,
@@ -34,7 +44,7 @@ std::optional<TensorRef> cut_ref(const std::string& name, const MoeModelConfig& 
 class RankPlanner {
  public:
   RankPlanner(const MoeModelConfig& config, const TensorMap& map, const ParallelConfig& parallel,
-              Placement placement)
+              const ExpertPlacement& placement)
       : config_(config), map_(map), parallel_(parallel), placement_(placement) {}
 
   void add(const std::string& name, const CheckpointTensor& tensor, RelayoutPlan& plan) const {
@@ -58,7 +68,7 @@ class RankPlanner {
                                                 const TensorRef& ref) const {
     if (!is_expert_part(ref.part)) return {0};
     if (ref.expert >= spec.num_experts) return {ref.expert};  // identity experts: nobody's
-    const ExpertMap owners = ExpertMap::create(spec.num_experts, parallel_.ep_size, placement_);
+    const ExpertMap owners = map_without_replicas(placement_, spec, parallel_.ep_size);
     const auto own = owners.slot_to_logical(parallel_.ep_rank());
     if (ref.expert < 0) return {own.begin(), own.end()};
     const bool is_own = std::find(own.begin(), own.end(), ref.expert) != own.end();
@@ -148,7 +158,7 @@ class RankPlanner {
   const MoeModelConfig& config_;
   const TensorMap& map_;
   const ParallelConfig& parallel_;
-  Placement placement_;
+  ExpertPlacement placement_;
 };
 
 }  // namespace
@@ -166,8 +176,8 @@ RelayoutPlan plan_copy(const Checkpoint& checkpoint) {
 }
 
 std::vector<ShardPlan> shards_by_rank(const RelayoutPlan& plan, const MoeModelConfig& config,
-                                      const TensorMap& map, int ep_size, Placement placement,
-                                      int64_t shard_bytes) {
+                                      const TensorMap& map, int ep_size,
+                                      const ExpertPlacement& placement, int64_t shard_bytes) {
   std::vector<std::vector<TensorInfo>> groups(static_cast<size_t>(ep_size) + 1);
   for (const TensorInfo& tensor : plan.tensors) {
     const std::optional<TensorRef> ref = expert_tensor_ref(tensor.name, config, map);
@@ -178,7 +188,7 @@ std::vector<ShardPlan> shards_by_rank(const RelayoutPlan& plan, const MoeModelCo
     }
     GANTRY_CHECK(ref->expert >= 0, ErrorCode::kUnsupported,
                  "{}: holds experts of several ranks; unfuse the checkpoint first", tensor.name);
-    const ExpertMap owners = ExpertMap::create(spec->num_experts, ep_size, placement);
+    const ExpertMap owners = map_without_replicas(placement, *spec, ep_size);
     groups[static_cast<size_t>(owners.computing_rank(ref->expert))].push_back(tensor);
   }
   std::vector<ShardPlan> shards;
@@ -199,7 +209,8 @@ std::vector<ShardPlan> shards_by_rank(const RelayoutPlan& plan, const MoeModelCo
 }
 
 RelayoutPlan plan_rank(const Checkpoint& checkpoint, const MoeModelConfig& config,
-                       const TensorMap& map, const ParallelConfig& parallel, Placement placement) {
+                       const TensorMap& map, const ParallelConfig& parallel,
+                       const ExpertPlacement& placement) {
   validate(parallel);
   RelayoutPlan plan;
   const RankPlanner planner(config, map, parallel, placement);
@@ -209,13 +220,13 @@ RelayoutPlan plan_rank(const Checkpoint& checkpoint, const MoeModelConfig& confi
 }
 
 std::map<std::string, std::string> rank_metadata(const ParallelConfig& parallel,
-                                                 Placement placement) {
+                                                 const ExpertPlacement& placement) {
   return {{"format", "pt"},
           {"tp_size", std::to_string(parallel.tp_size)},
           {"tp_rank", std::to_string(parallel.tp_rank())},
           {"ep_size", std::to_string(parallel.ep_size)},
           {"ep_rank", std::to_string(parallel.ep_rank())},
-          {"placement", std::string(to_string(placement))}};
+          {"placement", placement.describe()}};
 }
 
 }  // namespace gantry

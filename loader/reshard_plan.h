@@ -11,6 +11,7 @@
 #include "loader/relayout_plan.h"
 #include "loader/tensor_map.h"
 #include "parallel/expert_map.h"
+#include "parallel/expert_placement.h"
 #include "parallel/parallel_config.h"
 
 namespace gantry GANTRY_API {
@@ -24,8 +25,8 @@ RelayoutPlan plan_copy(const Checkpoint& checkpoint);
 /// result is the same checkpoint for every reader; a rank needs to open only its files.
 /// @throws Error kUnsupported naming the tensor if experts of several ranks share one
 std::vector<ShardPlan> shards_by_rank(const RelayoutPlan& plan, const MoeModelConfig& config,
-                                      const TensorMap& map, int ep_size, Placement placement,
-                                      int64_t shard_bytes);
+                                      const TensorMap& map, int ep_size,
+                                      const ExpertPlacement& placement, int64_t shard_bytes);
 
 /// What one rank of TP x EP needs: its experts (ids in names stay logical; in stacked tensors they
 /// follow each other in slot order), cut for tensor parallelism like the loader cuts them: rows of
@@ -33,10 +34,11 @@ std::vector<ShardPlan> shards_by_rank(const RelayoutPlan& plan, const MoeModelCo
 /// is not an expert's stays whole.
 /// @throws Error kUnsupported naming the tensor: quantized ones are not cut (TP 1 is possible)
 RelayoutPlan plan_rank(const Checkpoint& checkpoint, const MoeModelConfig& config,
-                       const TensorMap& map, const ParallelConfig& parallel, Placement placement);
+                       const TensorMap& map, const ParallelConfig& parallel,
+                       const ExpertPlacement& placement);
 
 /// What a rank's files say about themselves in "__metadata__".
 std::map<std::string, std::string> rank_metadata(const ParallelConfig& parallel,
-                                                 Placement placement);
+                                                 const ExpertPlacement& placement);
 
 }  // namespace gantry

@@ -2,8 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "kernels/base/export.h"
 
@@ -22,5 +24,26 @@ Digest digest_of(std::span<const std::byte> bytes) noexcept;
 
 /// 32 hexadecimal digits.
 std::string to_string(const Digest& digest);
+
+/// The digest of bytes, texts and numbers that come one after the other.
+class DigestBuilder {
+ public:
+  DigestBuilder();
+  DigestBuilder(const DigestBuilder&) = delete;
+  DigestBuilder& operator=(const DigestBuilder&) = delete;
+  ~DigestBuilder();
+
+  void add(std::span<const std::byte> bytes) noexcept;
+  /// The length and the text, so that "ab" + "c" differs from "a" + "bc".
+  void add(std::string_view text) noexcept;
+  void add(int64_t number) noexcept;
+
+  /// Of what was added so far.
+  [[nodiscard]] Digest digest() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace gantry

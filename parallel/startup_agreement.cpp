@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "kernels/base/check.h"
-#include "parallel/fingerprint.h"
+#include "parallel/digest.h"
 
 namespace gantry {
 namespace {
@@ -78,13 +78,11 @@ std::vector<std::string> gather_texts(Communicator& world, const std::string& ow
 
 void check_agreement(Communicator& world, std::span<const AgreementItem> items) {
   const std::string own = pack(items);
-  Fingerprint fingerprint;
-  fingerprint.add(own);
-  std::vector<std::array<uint64_t, 2>> all(static_cast<size_t>(world.size()));
-  world.all_gather(std::as_bytes(std::span(fingerprint.value())),
-                   std::as_writable_bytes(std::span(all)),
+  const Digest digest = digest_of(std::as_bytes(std::span(own)));
+  std::vector<Digest> all(static_cast<size_t>(world.size()));
+  world.all_gather(std::as_bytes(std::span(&digest, 1)), std::as_writable_bytes(std::span(all)),
                    std::vector<int64_t>(all.size(), sizeof(all[0])));
-  if (std::all_of(all.begin(), all.end(), [&](const auto& one) { return one == all[0]; })) return;
+  if (std::all_of(all.begin(), all.end(), [&](const Digest& one) { return one == all[0]; })) return;
 
   std::vector<std::map<std::string, std::string>> ranks;
   std::map<std::string, std::string> names;

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "kernels/base/check.h"
-#include "parallel/fingerprint.h"
+#include "parallel/digest.h"
 #include "tools/current_work.h"
 
 namespace gantry::cli {
@@ -29,7 +29,7 @@ struct Measured {
   double combine_ms = 0.0;
   double bytes_sent = 0.0;  // a call
   double bytes_received = 0.0;
-  std::array<uint64_t, 2> output{};
+  Digest output;
 };
 
 template <typename T>
@@ -119,8 +119,7 @@ class RankBench {
       sum.combine_us += times.combine_us;
     }
     const Traffic& after = world_->traffic();
-    Fingerprint output;
-    output.add(std::as_bytes(std::span(out)));
+    const Digest output = digest_of(std::as_bytes(std::span(out)));
     print(num_tokens, routing,
           {.ms = median(ms),
            .dispatch_ms = sum.dispatch_us / calls / 1e3,
@@ -129,7 +128,7 @@ class RankBench {
            .bytes_sent = static_cast<double>(after.bytes_sent - before.bytes_sent) / calls,
            .bytes_received =
                static_cast<double>(after.bytes_received - before.bytes_received) / calls,
-           .output = output.value()});
+           .output = output});
   }
 
  private:
@@ -197,8 +196,9 @@ void bench_on_ranks(const RankBenchOptions& options, const ParallelOptions& para
                     const RankSession& ranks, const Output& output) {
   const auto body = [&](Communicator& world) {
     RankBenchOptions own = options;
-    BenchRank rank{
-        .config = parallel.config(), .placement = parse_placement(parallel.placement), .world = &world};
+    BenchRank rank{.config = parallel.config(),
+                   .placement = parse_placement(parallel.placement),
+                   .world = &world};
     rank.config.rank = world.rank();
     if (ranks.world() == nullptr) {  // threads share the CPUs
       own.run.threads.count =

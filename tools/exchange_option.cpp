@@ -65,7 +65,8 @@ void ExchangeOption::apply(const ParallelConfig& parallel, FusedMoeOptions& opti
 
 std::string ExchangeOption::text() const {
   return fmt::format("{}, {} slots, combine {}, reduce {}{}{}", exchange, slots, combine, reduce,
-                     no_reduce ? ", no reduce" : "", sequence_parallel ? ", sequence parallel" : "");
+                     no_reduce ? ", no reduce" : "",
+                     sequence_parallel ? ", sequence parallel" : "");
 }
 
 std::string describe_exchange(const ExchangeOption& option, const ParallelConfig& parallel,

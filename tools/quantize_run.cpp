@@ -4,11 +4,15 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <set>
+#include <string>
 
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
 #include "kernels/quant/gptq_weights.h"
+#include "loader/carried_files.h"
+#include "loader/encodings/quant_config.h"
 #include "loader/matrix_reader.h"
 #include "loader/read_job.h"
 
@@ -52,9 +56,7 @@ class Runner {
                  [&](int64_t i) { run_linear(plan_.linear[static_cast<size_t>(i)]); });
     parallel_for(threads, static_cast<int64_t>(plan_.experts.size()),
                  [&](int64_t i) { run_expert(plan_.experts[static_cast<size_t>(i)]); });
-    writer_.write_text("config.json", plan_.config_text);
-    for (const auto& [name, text] : plan_.side_files)
-      writer_.write_text(name, text);
+    write_other_files();
     QuantizeResult result{.bytes_read = bytes_read_,
                           .bytes_written = writer_.total_bytes() - writer_.kept_bytes(),
                           .bytes_kept = writer_.kept_bytes()};
@@ -63,6 +65,17 @@ class Runner {
   }
 
  private:
+  // config.json and what says how weights are quantized are new; tokenizer, code, licence ... are
+  // those of the source.
+  void write_other_files() {
+    std::set<std::string> written = {"config.json"};
+    written.insert(quant_sidecar_names().begin(), quant_sidecar_names().end());
+    carry_files(model_.checkpoint().directory(), writer_, written);
+    writer_.write_text("config.json", plan_.config_text);
+    for (const auto& [name, text] : plan_.side_files)
+      writer_.write_text(name, text);
+  }
+
   // Of a job with GPTQ: a Hessian, and what making its factors takes (GptqHessian).
   [[nodiscard]] int64_t hessian_bytes() const {
     int64_t largest = 0;

@@ -31,8 +31,8 @@ struct QuantizeResult {
 };
 
 /// Writes the checkpoint: experts by round-to-nearest or GPTQ, other layers that are quantized by
-/// round-to-nearest, the rest as it is, config.json, and the files
-/// of a model that are no weights. It appears under its name when it is whole (CheckpointWriter).
+/// round-to-nearest, the rest as it is, config.json, and the source's other files (tokenizer, code,
+/// licence). It appears under its name when it is whole (CheckpointWriter).
 ///
 /// Every expert (and every other matrix) is a job of its own: read, brought to f32, quantized,
 /// packed, written. As many run at once as threads and memory allow.

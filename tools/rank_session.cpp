@@ -14,7 +14,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
-#include "loader/checkpoint_fingerprint.h"
+#include "loader/checkpoint_agreement.h"
 #include "tools/current_work.h"
 #include "tools/watchdog.h"
 

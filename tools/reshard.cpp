@@ -39,7 +39,7 @@ Resharded plan_reshard(const ReshardOptions& options, const Checkpoint& checkpoi
     return result;
   }
   ParallelConfig parallel = options.parallel.config();
-  const Placement placement = options.parallel.parsed_placement();
+  const ExpertPlacement placement = options.parallel.placement_of(model->config());
   if (options.rank < 0) {
     GANTRY_CHECK(parallel.tp_size == 1, ErrorCode::kInvalidArgument,
                  "--tp cuts tensors, so each rank has a checkpoint of its own: expected --rank 0 "

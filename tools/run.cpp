@@ -10,7 +10,7 @@
 #include "loader/input_scale_job.h"
 #include "loader/plain_read.h"
 #include "loader/safetensors_writer.h"
-#include "parallel/fingerprint.h"
+#include "parallel/digest.h"
 #include "runtime/moe_model.h"
 #include "tools/activation_option.h"
 #include "tools/commands.h"
@@ -204,17 +204,17 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   run.avx512_dot = ranks.agreed_avx512_dot();
   run.batch_invariant = options.batch_invariant;
   options.exchange.apply(parallel, run);
-  Fingerprint input;
-  input.add(std::as_bytes(std::span(hidden)));
-  ranks.check_agreement(options.parallel, &model.checkpoint(),
-                        {{"command", "run"},
-                         {"layers", options.layers},
-                         {"input", fmt::format("{} tokens, {}", num_tokens, input.hex())},
-                         {"repeat", std::to_string(options.repeat)},
-                         {"exchange", options.exchange.text()},
-                         {"batch invariant", options.batch_invariant ? "yes" : "no"},
-                         {"activations", activations.text},
-                         {"AVX-512 flavour", flavour_name(run.avx512_dot)}});
+  ranks.check_agreement(
+      options.parallel, &model.checkpoint(),
+      {{"command", "run"},
+       {"layers", options.layers},
+       {"input", fmt::format("{} tokens, {}", num_tokens,
+                             to_string(digest_of(std::as_bytes(std::span(hidden)))))},
+       {"repeat", std::to_string(options.repeat)},
+       {"exchange", options.exchange.text()},
+       {"batch invariant", options.batch_invariant ? "yes" : "no"},
+       {"activations", activations.text},
+       {"AVX-512 flavour", flavour_name(run.avx512_dot)}});
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
                           load.threads.resolved_count()));
   if (parallel.world_size() > 1) {
@@ -247,12 +247,11 @@ int run_run(const RunOptions& options, RankSession& ranks) {
     const std::vector<int32_t> token_ids = made_up_token_ids(spec, num_tokens);
     const LayerBatch batch{hidden, token_ids, {}};
     const std::vector<RankResult> results =
-        device == nullptr
-            ? run_layer_on_ranks(model, spec.layer, parallel, placement, load, run, &batch,
-                                 options.repeat, ranks.setup())
-            : std::vector<RankResult>{run_layer_on_device(model, spec.layer, device, load,
-                                                          {.threads = load.threads}, &batch,
-                                                          options.repeat)};
+        device == nullptr ? run_layer_on_ranks(model, spec.layer, parallel, placement, load, run,
+                                               &batch, options.repeat, ranks.setup())
+                          : std::vector<RankResult>{run_layer_on_device(
+                                model, spec.layer, device, load, {.threads = load.threads}, &batch,
+                                options.repeat)};
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;

@@ -95,7 +95,8 @@ TEST(QuantizeInputs, AreSaneWithoutCalibration) {
                 std::string::npos)
           << log.warnings();
       MoeModel model(done->out, /*names_only=*/false);
-      const VerifyResult verified = verify_model(model, nullptr, {}, {});
+      const VerifySettings settings;
+      const VerifyResult verified = verify_model(model, nullptr, settings, {});
       EXPECT_GT(verified.load.bytes_read, 0);
       EXPECT_TRUE(model.report().ok()) << summarize(model.report(), 10);
     }

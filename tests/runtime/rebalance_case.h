@@ -72,18 +72,15 @@ class WrappedCommunicator : public Communicator {
   explicit WrappedCommunicator(Communicator& inner) : inner_(&inner) {}
   [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
   [[nodiscard]] int size() const noexcept override { return inner_->size(); }
-  void barrier() override { inner_->barrier(); }
-  void all_gather(std::span<const std::byte> send, std::span<std::byte> receive,
-                  std::span<const int64_t> receive_bytes) override {
-    inner_->all_gather(send, receive, receive_bytes);
+
+ protected:
+  void exchange(const Operation& /*operation*/, std::span<const SendPart> sends,
+                std::span<const ReceivePart> receives) override {
+    inner_->send_receive(sends, receives);
   }
-  void broadcast(std::span<std::byte> data, int root) override { inner_->broadcast(data, root); }
-  void all_reduce_sum(std::span<float> data) override { inner_->all_reduce_sum(data); }
-  void all_to_all(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
-                  std::span<std::byte> receive, std::span<const int64_t> receive_bytes) override {
-    inner_->all_to_all(send, send_bytes, receive, receive_bytes);
+  void wake_all(const char* reason, ErrorCode code) noexcept override {
+    inner_->abort(reason, code);
   }
-  void abort(const char* reason) noexcept override { inner_->abort(reason); }
 
  private:
   Communicator* inner_;

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <string_view>
 
 #include "tests/runtime/rebalance_case.h"
 #include "tests/support/expect_error.h"
@@ -20,22 +21,37 @@ class FlippingCommunicator final : public WrappedCommunicator {
 
   int flip_exchange = -1;  // number of the all_to_all
   int flip_gather = -1;    // number of the all_gather
-  size_t byte = 0;
+  size_t byte = 0;         // of what arrives, in the order of ranks, with the rank's own part
 
-  void all_to_all(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
-                  std::span<std::byte> receive, std::span<const int64_t> receive_bytes) override {
-    WrappedCommunicator::all_to_all(send, send_bytes, receive, receive_bytes);
-    if (rank() == rank_ && exchanges_++ == flip_exchange) flip(receive);
-  }
-  void all_gather(std::span<const std::byte> send, std::span<std::byte> receive,
-                  std::span<const int64_t> receive_bytes) override {
-    WrappedCommunicator::all_gather(send, receive, receive_bytes);
-    if (rank() == rank_ && gathers_++ == flip_gather) flip(receive);
+ protected:
+  void exchange(const Operation& operation, std::span<const SendPart> sends,
+                std::span<const ReceivePart> receives) override {
+    WrappedCommunicator::exchange(operation, sends, receives);
+    if (rank() != rank_) return;
+    const std::string_view name = operation.name;
+    if (name == "all_to_all" && exchanges_++ == flip_exchange) flip(receives, 0);
+    if (name == "all_gather" && gathers_++ == flip_gather) {
+      flip(receives, sends.empty() ? 0 : sends[0].data.size());
+    }
   }
 
  private:
-  void flip(std::span<std::byte> bytes) const {
-    if (!bytes.empty()) bytes[byte % bytes.size()] ^= std::byte{0x10};
+  void flip(std::span<const ReceivePart> receives, size_t own_bytes) const {
+    size_t total = own_bytes;
+    for (const ReceivePart& part : receives)
+      total += part.data.size();
+    if (total == 0) return;
+    size_t begin = 0;
+    bool own_passed = false;
+    for (const ReceivePart& part : receives) {
+      if (part.peer > rank_ && !own_passed) {
+        begin += own_bytes;
+        own_passed = true;
+      }
+      const size_t at = byte % total - begin;
+      if (byte % total >= begin && at < part.data.size()) part.data[at] ^= std::byte{0x10};
+      begin += part.data.size();
+    }
   }
 
   int rank_;
@@ -163,16 +179,17 @@ class StuckCommunicator final : public WrappedCommunicator {
  public:
   using WrappedCommunicator::WrappedCommunicator;
 
-  void all_to_all(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
-                  std::span<std::byte> receive, std::span<const int64_t> receive_bytes) override {
-    if (rank() == 1) {
+ protected:
+  void exchange(const Operation& operation, std::span<const SendPart> sends,
+                std::span<const ReceivePart> receives) override {
+    if (rank() == 1 && std::string_view(operation.name) == "all_to_all") {
       std::unique_lock lock(mutex_);
       released_.wait(lock, [&] { return aborted_; });
     }
-    WrappedCommunicator::all_to_all(send, send_bytes, receive, receive_bytes);
+    WrappedCommunicator::exchange(operation, sends, receives);
   }
-  void abort(const char* reason) noexcept override {
-    WrappedCommunicator::abort(reason);
+  void wake_all(const char* reason, ErrorCode code) noexcept override {
+    WrappedCommunicator::wake_all(reason, code);
     const std::scoped_lock lock(mutex_);
     aborted_ = true;
     released_.notify_all();
