@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/grouped_gemm/amx_int8_emulated_tiles.h"
+#include "kernels/grouped_gemm/amx_emulated_tiles.h"
 #include "kernels/grouped_gemm/amx_int8_panel.h"
 #include "kernels/grouped_gemm/pack_codes.h"
 #include "kernels/grouped_gemm/packed_layout.h"
@@ -72,8 +72,8 @@ struct Int8PanelOps {
 }  // namespace
 
 void panel_gemm_int8_amx_emulated(const PanelGemm& call) noexcept {
-  EmulatedInt8Tiles tiles;
-  amx_int8::run<EmulatedInt8Tiles, Int8PanelOps>(tiles, call);
+  EmulatedTiles tiles;
+  amx_int8::run<EmulatedTiles, Int8PanelOps>(tiles, call);
 }
 
 }  // namespace gantry::scalar
