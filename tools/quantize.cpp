@@ -9,6 +9,7 @@
 #include "kernels/base/check.h"
 #include "tools/commands.h"
 #include "tools/quantize_run.h"
+#include "tools/write_options.h"
 
 namespace gantry::cli {
 namespace {
@@ -22,9 +23,7 @@ struct QuantizeCommand {
   std::string stats;
   bool act_order = false;
   double damping = 0.01;
-  uint64_t shard_bytes = 5'000'000'000;
-  uint64_t memory_bytes = 4'000'000'000;
-  bool resume = false;
+  WriteOptions write{.memory_bytes = int64_t{4} << 30};
 };
 
 // What the bytes that are written depend on.
@@ -64,9 +63,9 @@ int run_quantize_command(const QuantizeCommand& command) {
   }
   const QuantizePlan plan = plan_quantize(model, command.request);
   QuantizeRun run{.directory = command.output,
-                  .shard_bytes = static_cast<int64_t>(command.shard_bytes),
-                  .memory_bytes = static_cast<int64_t>(command.memory_bytes),
-                  .resume = command.resume,
+                  .shard_bytes = command.write.shard_bytes,
+                  .memory_bytes = command.write.memory_bytes,
+                  .resume = command.write.resume,
                   .fingerprint = fingerprint(command, model.checkpoint()),
                   .threads = command.common.make_threads(),
                   .ranges = {},
@@ -139,13 +138,7 @@ void add_quantize_command(CLI::App& app, std::function<int()>& chosen) {
                       "also quantize these linear layers (wildcard, or re:REGEX); repeatable");
   command->add_option("--ignore", options->request.ignore,
                       "leave these linear layers as they are; repeatable");
-  command->add_option("--shard-size", options->shard_bytes, "largest file: 5G, 800M; 0: one file")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
-      ->capture_default_str();
-  command->add_option("--memory", options->memory_bytes, "memory of the jobs under way: 4G")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
-      ->capture_default_str();
-  command->add_flag("--resume", options->resume, "continue a run that was stopped");
+  add_write_options(*command, options->write);
   add_common_options(*command, options->common);
   command->callback(
       [options, &chosen] { chosen = [options] { return run_quantize_command(*options); }; });

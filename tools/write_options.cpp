@@ -14,7 +14,7 @@ void add_write_options(CLI::App& app, WriteOptions& options) {
       ->default_str("5GB");
   app.add_option("--memory", options.memory_bytes, "bound of all buffers: 512MiB, 2GB ...")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
-      ->default_str("512MiB");
+      ->default_str(fmt::format("{}MiB", options.memory_bytes >> 20));
   app.add_flag("--resume", options.resume,
                "continue an unfinished run: files whose checksum is right are kept");
 }
