@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <bit>
+#include <cstdint>
 #include <map>
 
 #include "kernels/base/check.h"
@@ -37,11 +38,13 @@ std::string why_not(const MoeModel& model, const ParallelConfig& config) {
 }
 
 bool same_bits(const VerifyResult& a, const VerifyResult& b) {
+  const auto same_value = [](float x, float y) {
+    return std::bit_cast<uint32_t>(x) == std::bit_cast<uint32_t>(y);
+  };
   return std::equal(a.blocks.begin(), a.blocks.end(), b.blocks.begin(), b.blocks.end(),
-                    [](const BlockResult& x, const BlockResult& y) {
-                      return x.out.size() == y.out.size() &&
-                             std::memcmp(x.out.data(), y.out.data(),
-                                         x.out.size() * sizeof(float)) == 0;
+                    [&](const BlockResult& x, const BlockResult& y) {
+                      return std::equal(x.out.begin(), x.out.end(), y.out.begin(), y.out.end(),
+                                        same_value);
                     });
 }
 

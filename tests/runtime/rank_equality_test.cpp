@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -204,13 +205,16 @@ class RankEqualityTest : public testing::Test {
   SeededRng rng;
 };
 
+bool same_bits(float a, float b) {
+  return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+}
+
 TEST_F(RankEqualityTest, OrderedSumsHaveTheBitsOfASingleRank) {
   for (int trial = 0; trial < trials(120); ++trial) {
     const World world = random_world();
     const Floats expected = on_one_rank(world);
     const Floats found = on_all_ranks(world);
-    ASSERT_TRUE(found.size() == expected.size() &&
-                std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0)
+    ASSERT_TRUE(std::equal(found.begin(), found.end(), expected.begin(), expected.end(), same_bits))
         << "trial " << trial << " of seed " << rng.seed() << ": " << world.describe();
   }
 }
