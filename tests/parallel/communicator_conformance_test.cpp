@@ -20,6 +20,11 @@
 namespace gantry::test {
 namespace {
 
+// Null pointers are fine where there is nothing to compare.
+bool same_bits(const float* a, const float* b, size_t count) {
+  return count == 0 || std::memcmp(a, b, count * sizeof(float)) == 0;
+}
+
 using Bytes = std::vector<std::byte>;
 using Sizes = std::vector<int64_t>;
 
@@ -166,7 +171,7 @@ TEST_P(CommunicatorTest, AllReduceAddsInRankOrderToTheSameBitsEverywhere) {
     run_ranks(num_ranks, [&](Communicator& world) {
       std::vector<float> data = inputs[static_cast<size_t>(world.rank())];
       world.all_reduce_sum(data);
-      EXPECT_EQ(std::memcmp(data.data(), expected.data(), count * sizeof(float)), 0)
+      EXPECT_TRUE(same_bits(data.data(), expected.data(), count))
           << "rank " << world.rank() << ", " << count << " elements";
     });
   }
@@ -190,7 +195,7 @@ TEST_P(CommunicatorTest, ReduceScatterGivesEachRankItsPartOfTheSameBits) {
       const auto begin = std::accumulate(counts.begin(), counts.begin() + world.rank(), int64_t{0});
       std::vector<float> part(static_cast<size_t>(counts[rank]), -1.0F);
       world.reduce_scatter_sum(inputs[rank], part, counts);
-      EXPECT_EQ(std::memcmp(part.data(), expected.data() + begin, part.size() * sizeof(float)), 0)
+      EXPECT_TRUE(same_bits(part.data(), expected.data() + begin, part.size()))
           << "rank " << rank << ", " << count << " elements";
     });
   }
