@@ -6,6 +6,7 @@
 
 #include "kernels/base/check.h"
 #include "parallel/digest.h"
+#include "parallel/rank_vote.h"
 
 namespace gantry {
 namespace {
@@ -60,10 +61,7 @@ std::string difference(const std::vector<std::map<std::string, std::string>>& ra
 }  // namespace
 
 std::vector<std::string> gather_texts(Communicator& world, const std::string& own) {
-  std::vector<int64_t> sizes(static_cast<size_t>(world.size()));
-  const auto own_size = static_cast<int64_t>(own.size());
-  world.all_gather(std::as_bytes(std::span(&own_size, 1)), std::as_writable_bytes(std::span(sizes)),
-                   std::vector<int64_t>(sizes.size(), sizeof(int64_t)));
+  const std::vector<int64_t> sizes = gather_values(world, static_cast<int64_t>(own.size()));
   std::string all(static_cast<size_t>(std::accumulate(sizes.begin(), sizes.end(), int64_t{0})),
                   '\0');
   world.all_gather(std::as_bytes(std::span(own)), std::as_writable_bytes(std::span(all)), sizes);
@@ -78,10 +76,7 @@ std::vector<std::string> gather_texts(Communicator& world, const std::string& ow
 
 void check_agreement(Communicator& world, std::span<const AgreementItem> items) {
   const std::string own = pack(items);
-  const Digest digest = digest_of(std::as_bytes(std::span(own)));
-  std::vector<Digest> all(static_cast<size_t>(world.size()));
-  world.all_gather(std::as_bytes(std::span(&digest, 1)), std::as_writable_bytes(std::span(all)),
-                   std::vector<int64_t>(all.size(), sizeof(all[0])));
+  const std::vector<Digest> all = gather_values(world, digest_of(std::as_bytes(std::span(own))));
   if (std::all_of(all.begin(), all.end(), [&](const Digest& one) { return one == all[0]; })) return;
 
   std::vector<std::map<std::string, std::string>> ranks;

@@ -6,6 +6,7 @@
 
 #include "kernels/base/check.h"
 #include "parallel/digest.h"
+#include "parallel/rank_vote.h"
 #include "tools/current_work.h"
 
 namespace gantry::cli {
@@ -32,14 +33,6 @@ struct Measured {
   Digest output;
 };
 
-template <typename T>
-std::vector<T> gather(Communicator& world, const T& own) {
-  std::vector<T> all(static_cast<size_t>(world.size()));
-  world.all_gather(std::as_bytes(std::span(&own, 1)), std::as_writable_bytes(std::span(all)),
-                   std::vector<int64_t>(all.size(), sizeof(T)));
-  return all;
-}
-
 template <typename Value>
 double largest(const std::vector<Measured>& all, Value value) {
   double most = 0.0;
@@ -65,7 +58,7 @@ class RankBench {
                                     options.activations, options.seed, rank_)
                  : load_bench_model(options.directory, bytes, options.run, options.activations,
                                     parse_allowed(options.allow), rank_);
-    const auto layers = gather(*world_, model_.layers.size());
+    const auto layers = gather_values(*world_, model_.layers.size());
     GANTRY_CHECK(std::count(layers.begin(), layers.end(), layers[0]) == world_->size(),
                  ErrorCode::kInternal, "bench: ranks have different numbers of layers");
   }
@@ -137,7 +130,7 @@ class RankBench {
   int agree_on_calls(Forward forward) {
     const auto start = Clock::now();
     forward();
-    const auto all = gather(*world_, milliseconds_since(start));
+    const auto all = gather_values(*world_, milliseconds_since(start));
     const double slowest = std::max(1e-3, *std::max_element(all.begin(), all.end()));
     return static_cast<int>(std::clamp(options_.seconds * 1e3 / slowest,
                                        static_cast<double>(kFewestCalls),
@@ -145,7 +138,7 @@ class RankBench {
   }
 
   void print(int64_t num_tokens, BenchRouting routing, const Measured& own) {
-    const std::vector<Measured> all = gather(*world_, own);
+    const std::vector<Measured> all = gather_values(*world_, own);
     for (size_t rank = 0; rank < all.size(); ++rank) {
       ParallelConfig other = rank_.config;
       other.rank = static_cast<int>(rank);

@@ -6,6 +6,7 @@
 
 #include "kernels/base/check.h"
 #include "loader/safetensors.h"
+#include "runtime/calibration.h"
 
 namespace gantry::cli {
 namespace {
@@ -39,7 +40,7 @@ InputRanges InputRanges::read(const std::filesystem::path& directory,
                "{}: no calibration.json: not the statistics of a whole run of gantry calibrate",
                directory.string());
   for (const MoeLayerSpec& spec : config.layers) {
-    const auto path = directory / fmt::format("layer-{:05}.safetensors", spec.layer);
+    const auto path = directory / calibration_file_name(spec.layer);
     GANTRY_CHECK(std::filesystem::exists(path), ErrorCode::kInvalidArgument,
                  "{}: no statistics of layer {}", directory.string(), spec.layer);
     const SafetensorsFile file(path);

@@ -15,6 +15,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
 #include "loader/checkpoint_agreement.h"
+#include "parallel/rank_vote.h"
 #include "tools/current_work.h"
 #include "tools/watchdog.h"
 
@@ -187,9 +188,7 @@ void RankSession::print_figures(const Output& output, const LoadStats& own) cons
                          .peak_rss_bytes = peak_rss_bytes(),
                          .bytes_sent = world_->traffic().bytes_sent,
                          .bytes_received = world_->traffic().bytes_received};
-  std::vector<RankFigures> all(static_cast<size_t>(world_->size()));
-  world_->all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)),
-                     std::vector<int64_t>(all.size(), sizeof(mine)));
+  const std::vector<RankFigures> all = gather_values(*world_, mine);
   for (size_t rank = 0; rank < all.size(); ++rank) {
     const RankFigures& figures = all[rank];
     output.text(fmt::format(
@@ -212,10 +211,7 @@ void RankSession::print_figures(const Output& output, const LoadStats& own) cons
 int RankSession::finish(int exit_code) {
   if (!mpi_) return exit_code;
   note_work("end", -1);
-  std::vector<int> codes(static_cast<size_t>(world_->size()));
-  world_->all_gather(std::as_bytes(std::span(&exit_code, 1)),
-                     std::as_writable_bytes(std::span(codes)),
-                     std::vector<int64_t>(codes.size(), sizeof(int)));
+  const std::vector<int> codes = gather_values(*world_, exit_code);
   std::fflush(nullptr);
   note_communicator(nullptr);
   stall_watchdog_.reset();

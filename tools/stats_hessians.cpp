@@ -6,12 +6,18 @@
 #include "kernels/base/check.h"
 #include "loader/safetensors.h"
 #include "loader/tensor_geometry.h"
+#include "runtime/calibration.h"
 
 namespace gantry::cli {
 
 std::shared_ptr<const GptqHessian> StatsHessians::factors(const MoeLayerSpec& spec, int expert,
                                                           bool down) {
-  const SafetensorsFile file(directory_ / fmt::format("layer-{:05}.safetensors", spec.layer));
+  std::unique_lock lock(mutex_, std::defer_lock);
+  if (!down) {
+    lock.lock();  // while one thread factorizes what experts share, the others need the result
+    if (const auto known = shared_.find(spec.layer); known != shared_.end()) return known->second;
+  }
+  const SafetensorsFile file(directory_ / calibration_file_name(spec.layer));
   const std::string name = down ? "down.hessian" : "gate_up.hessian";
   const int64_t n = part_size(down ? Part::kW2 : Part::kW1, spec).in;
   const TensorInfo* info = file.find(name);
@@ -22,12 +28,11 @@ std::shared_ptr<const GptqHessian> StatsHessians::factors(const MoeLayerSpec& sp
                    (count == spec.num_experts || (!down && count == 1)),
                ErrorCode::kFormat, "{}: {}: expected [{}, {}, {}] f32, found {}",
                file.path().string(), name, down ? "E" : "1 or E", n, n, describe(*info));
-  const bool shared = count == 1;
-  std::unique_lock lock(mutex_, std::defer_lock);
+  const bool shared = !down && count == 1;
   if (shared) {
-    lock.lock();  // while one thread factorizes, the others need the result
-    if (const auto known = shared_.find(spec.layer); known != shared_.end()) return known->second;
     shared_.clear();  // experts come layer by layer
+  } else if (lock.owns_lock()) {
+    lock.unlock();
   }
   std::vector<float> hessian(static_cast<size_t>(n * n));
   const int64_t bytes = n * n * 4;

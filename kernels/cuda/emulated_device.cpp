@@ -24,18 +24,10 @@ struct EmulatedBackend {
 
 const DeviceKernels& emulated_kernels() {
   using B = EmulatedBackend;
-  static const DeviceKernels kKernels = {
-      .linear = launch_plain<B, LinearRows>,
-      .rms_norm = launch_plain<B, RmsNormRows>,
-      .route = launch_plain<B, RouteTokens>,
-      .count_choices = launch_plain<B, CountChoices>,
-      .scan_counts = launch_plain<B, ScanCounts>,
-      .place_choices = launch_plain<B, PlaceChoices>,
-      .gather = launch_plain<B, GatherExpertRows>,
-      .combine = launch_plain<B, CombineRows>,
-      .gemm = {gemm_launches<B, DeviceElement::kBF16>(), gemm_launches<B, DeviceElement::kF16>(),
-               gemm_launches<B, DeviceElement::kE4M3>(), gemm_launches<B, DeviceElement::kInt8>(),
-               gemm_launches<B, DeviceElement::kInt4>(), gemm_launches<B, DeviceElement::kE2M1>()}};
+  static const DeviceKernels kKernels = device_kernels<B>(
+      {gemm_launches<B, DeviceElement::kBF16>(), gemm_launches<B, DeviceElement::kF16>(),
+       gemm_launches<B, DeviceElement::kE4M3>(), gemm_launches<B, DeviceElement::kInt8>(),
+       gemm_launches<B, DeviceElement::kInt4>(), gemm_launches<B, DeviceElement::kE2M1>()});
   return kKernels;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// Fills the GEMM rows of a table of kernels. `Backend::launch<Kernel>` starts a kernel.
+// Fills a table of kernels. `Backend::launch<Kernel>` starts a kernel.
 
 #include "kernels/cuda/device_kernels.h"
 #include "kernels/cuda/skinny_gemm.h"
@@ -33,6 +33,20 @@ GemmLaunches gemm_launches() {
 template <class Backend, class Kernel>
 void launch_plain(const Kernel& kernel, const DeviceAttributes& attributes, StreamHandle stream) {
   Backend::launch(kernel, kernel.launch_shape(), attributes, stream);
+}
+
+/// The table of a backend. @param gemm by DeviceElement: compiled apart, as they take long
+template <class Backend>
+DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>& gemm) {
+  return {.linear = launch_plain<Backend, LinearRows>,
+          .rms_norm = launch_plain<Backend, RmsNormRows>,
+          .route = launch_plain<Backend, RouteTokens>,
+          .count_choices = launch_plain<Backend, CountChoices>,
+          .scan_counts = launch_plain<Backend, ScanCounts>,
+          .place_choices = launch_plain<Backend, PlaceChoices>,
+          .gather = launch_plain<Backend, GatherExpertRows>,
+          .combine = launch_plain<Backend, CombineRows>,
+          .gemm = gemm};
 }
 
 }  // namespace gantry

@@ -93,12 +93,7 @@ struct SkinnyGemm {
       if (grouped && (step == 0 || k16 % group16 == 0))
         factors = load_group(matrix, data, weight_tile, k16 / group16, lane);
       uint32_t a[4];
-      decode_fragment<kElement, Machine>(codes, step, a);
-      if (is_coded(kElement) && matrix.zero_points) {
-        GANTRY_UNROLL
-        for (int i = 0; i < 4; ++i)
-          a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
-      }
+      load_fragment<kElement, Machine>(matrix, codes, step, factors, a);
       GANTRY_UNROLL
       for (int c = 0; c < kColumns; ++c) {
         if (c * 8 >= tokens.num_rows) continue;
@@ -107,16 +102,8 @@ struct SkinnyGemm {
             gemm.x + row_element(matrix.padded_k, tokens.first_row + 8 * c, 16 * k16));
         mma<kElement>(m, is_coded(kElement) ? partial[c] : sums[c], a, b[lane], b[32 + lane]);
       }
-      if (is_coded(kElement) && (step == kSteps - 1 || (grouped && (k16 + 1) % group16 == 0))) {
-        GANTRY_UNROLL
-        for (int c = 0; c < kColumns; ++c) {
-          GANTRY_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            sums[c][e] += partial[c][e] * factors.scale[e / 2];
-            partial[c][e] = 0.0F;
-          }
-        }
-      }
+      const bool ends = step == kSteps - 1 || (grouped && (k16 + 1) % group16 == 0);
+      if (is_coded(kElement) && ends) add_scaled(factors, partial, sums);
     }
   }
 

@@ -175,12 +175,7 @@ struct TiledGemm {
           if (grouped && (in_stage == 0 || k16 % group16 == 0))
             factors = load_group(matrix, data, weight_tile, k16 / group16, part.lane);
           uint32_t a[4];
-          decode_fragment<kElement, Machine>(codes, step, a);
-          if (is_coded(kElement) && matrix.zero_points) {
-            GANTRY_UNROLL
-            for (int i = 0; i < 4; ++i)
-              a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
-          }
+          load_fragment<kElement, Machine>(matrix, codes, step, factors, a);
           GANTRY_UNROLL
           for (int c = 0; c < kWarpColumns; ++c) {
             if ((part.first_column + c) * 8 >= tokens.num_rows) continue;
@@ -192,19 +187,6 @@ struct TiledGemm {
           const bool ends = in_stage == 3 || (grouped && (k16 + 1) % group16 == 0);
           if (is_coded(kElement) && ends) add_scaled(factors, partial, sums[t]);
         }
-      }
-    }
-  }
-
-  static GANTRY_DEVICE void add_scaled(const GroupFactors& factors,
-                                       float (&partial)[kWarpColumns][4],
-                                       float (&sums)[kWarpColumns][4]) {
-    GANTRY_UNROLL
-    for (int c = 0; c < kWarpColumns; ++c) {
-      GANTRY_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        sums[c][e] += partial[c][e] * factors.scale[e / 2];
-        partial[c][e] = 0.0F;
       }
     }
   }

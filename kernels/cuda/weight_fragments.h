@@ -105,4 +105,29 @@ GANTRY_HD inline GroupFactors load_group(const DeviceMatrix& matrix, const std::
   return factors;
 }
 
+/// The A fragment of one k16 step: codes as bf16, less their group's zero points.
+template <DeviceElement kElement, class Machine, class Chunk>
+GANTRY_DEVICE void load_fragment(const DeviceMatrix& matrix, const Chunk& codes, int step,
+                                 const GroupFactors& factors, uint32_t (&a)[4]) {
+  decode_fragment<kElement, Machine>(codes, step, a);
+  if (!is_coded(kElement) || !matrix.zero_points) return;
+  GANTRY_UNROLL
+  for (int i = 0; i < 4; ++i)
+    a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
+}
+
+/// Adds what a group gave times its scales, and begins the next one.
+template <int kColumns>
+GANTRY_DEVICE void add_scaled(const GroupFactors& factors, float (&partial)[kColumns][4],
+                              float (&sums)[kColumns][4]) {
+  GANTRY_UNROLL
+  for (int c = 0; c < kColumns; ++c) {
+    GANTRY_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      sums[c][e] += partial[c][e] * factors.scale[e / 2];
+      partial[c][e] = 0.0F;
+    }
+  }
+}
+
 }  // namespace gantry

@@ -3,36 +3,15 @@
 usage: calibrate_quantize_test.py GANTRY GOLDEN_ROOT
 """
 import json
-import pathlib
-import shutil
-import subprocess
 import sys
-import tempfile
 import unittest
 
-GANTRY = pathlib.Path(sys.argv[1])
-GOLDEN = pathlib.Path(sys.argv[2])
-OK = 0
+from command import OK, CommandTestCase, run
 
 
-def run(*arguments):
-    """Runs the command; returns (exit code, stdout, stderr)."""
-    done = subprocess.run([GANTRY, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
-
-
-class CalibrateQuantizeTest(unittest.TestCase):
-    def setUp(self):
-        self.temp = tempfile.TemporaryDirectory()
-        self.dir = pathlib.Path(self.temp.name)
-
-    def tearDown(self):
-        self.temp.cleanup()
-
+class CalibrateQuantizeTest(CommandTestCase):
     def test_calibrated_checkpoints_are_quantized_verified_and_close_to_their_source(self):
-        source = self.dir / "mixtral"
-        shutil.copytree(GOLDEN / "families" / "mixtral", source)
-        source.chmod(0o755)
+        source = self.copy_golden("mixtral")
         (source / "tokenizer.json").write_text("{}")
         stats = self.dir / "stats"
         code, out, err = run("calibrate", source, "--activations", source / "moe_io.safetensors", "-o", stats,

@@ -6,20 +6,10 @@ import json
 import pathlib
 import shutil
 import struct
-import subprocess
 import sys
-import tempfile
 import unittest
 
-GANTRY = pathlib.Path(sys.argv[1])
-GOLDEN = pathlib.Path(sys.argv[2])
-OK, FINDING, USAGE, ENVIRONMENT = 0, 1, 2, 3
-
-
-def run(*arguments):
-    """Runs the command; returns (exit code, stdout, stderr)."""
-    done = subprocess.run([GANTRY, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
+from command import ENVIRONMENT, FINDING, GOLDEN, OK, USAGE, CommandTestCase, run
 
 
 def read_file(path):
@@ -45,21 +35,7 @@ def write_file(path, tensors):
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
-class CommandTest(unittest.TestCase):
-    def setUp(self):
-        self.temp = tempfile.TemporaryDirectory()
-        self.dir = pathlib.Path(self.temp.name)
-
-    def tearDown(self):
-        self.temp.cleanup()
-
-    def copy_golden(self, name, folder="families"):
-        target = self.dir / name
-        shutil.copytree(GOLDEN / folder / name, target)
-        for path in target.iterdir():
-            path.chmod(0o644)
-        return target
-
+class CommandTest(CommandTestCase):
     def verify(self, directory, *more):
         return run("verify", directory, "--reference", directory / "moe_io.safetensors", *more)
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "runtime/calibration.h"
 #include "tests/cli/quantize_case.h"
 
 namespace gantry::test {
@@ -9,24 +10,44 @@ namespace {
 
 // ---- calibration -------------------------------------------------------------------------------
 
+using Floats = std::vector<float>;
+
+// Of the inputs of w1 and w3, and of w2; empty: none.
+struct Hessians {
+  Floats gate_up;  // [1, hidden, hidden]
+  Floats down;     // [E, intermediate, intermediate]
+  int64_t hidden = 0;
+  int64_t intermediate = 0;
+};
+
 // Statistics as `gantry calibrate` writes them, as far as they are read here.
-void write_stats(const TempDir& dir, const std::vector<int64_t>& samples, float hidden,
-                 float down) {
-  const auto info = [](const char* name, DType dtype, std::vector<int64_t> shape) {
+void write_stats(const TempDir& dir, const std::vector<int64_t>& samples, float hidden, float down,
+                 const Hessians& hessians = {}) {
+  std::vector<TensorInfo> tensors;
+  const auto declare = [&](const char* name, DType dtype, std::vector<int64_t> shape) {
     TensorInfo tensor;
     tensor.name = name;
     tensor.dtype = dtype;
     tensor.shape = std::move(shape);
-    return tensor;
+    tensors.push_back(std::move(tensor));
   };
-  SafetensorsWriter writer(
-      dir / "layer-00000.safetensors",
-      {info("samples_per_expert", DType::kI64, {static_cast<int64_t>(samples.size())}),
-       info("gate_up.layer_amax", DType::kF32, {1}), info("down.layer_amax", DType::kF32, {1})},
-      {});
+  const auto num_experts = static_cast<int64_t>(samples.size());
+  declare("samples_per_expert", DType::kI64, {num_experts});
+  declare("gate_up.layer_amax", DType::kF32, {1});
+  declare("down.layer_amax", DType::kF32, {1});
+  if (!hessians.gate_up.empty()) {
+    declare("gate_up.hessian", DType::kF32, {1, hessians.hidden, hessians.hidden});
+    declare("down.hessian", DType::kF32,
+            {num_experts, hessians.intermediate, hessians.intermediate});
+  }
+  SafetensorsWriter writer(dir / calibration_file_name(0), std::move(tensors), {});
   writer.write("samples_per_expert", 0, std::as_bytes(std::span(samples)));
   writer.write("gate_up.layer_amax", 0, std::as_bytes(std::span(&hidden, 1)));
   writer.write("down.layer_amax", 0, std::as_bytes(std::span(&down, 1)));
+  if (!hessians.gate_up.empty()) {
+    writer.write("gate_up.hessian", 0, std::as_bytes(std::span(hessians.gate_up)));
+    writer.write("down.hessian", 0, std::as_bytes(std::span(hessians.down)));
+  }
   writer.finish();
   dir.write("calibration.json", "{}");
 }
@@ -153,29 +174,7 @@ class QuantizeGptqTest : public testing::TestWithParam<std::string> {
       if (e == 3) std::fill(one.begin(), one.end(), 0.0F);
       down.insert(down.end(), one.begin(), one.end());
     }
-    const std::vector<int64_t> samples = {400, 400, 400, 0};
-    const float amax = 40.0F;
-    const auto info = [](const char* name, DType dtype, std::vector<int64_t> shape) {
-      TensorInfo tensor;
-      tensor.name = name;
-      tensor.dtype = dtype;
-      tensor.shape = std::move(shape);
-      return tensor;
-    };
-    SafetensorsWriter writer(
-        stats / "layer-00000.safetensors",
-        {info("samples_per_expert", DType::kI64, {4}), info("gate_up.layer_amax", DType::kF32, {1}),
-         info("down.layer_amax", DType::kF32, {1}),
-         info("gate_up.hessian", DType::kF32, {1, 256, 256}),
-         info("down.hessian", DType::kF32, {4, 128, 128})},
-        {});
-    writer.write("samples_per_expert", 0, std::as_bytes(std::span(samples)));
-    writer.write("gate_up.layer_amax", 0, std::as_bytes(std::span(&amax, 1)));
-    writer.write("down.layer_amax", 0, std::as_bytes(std::span(&amax, 1)));
-    writer.write("gate_up.hessian", 0, std::as_bytes(std::span(gate_up)));
-    writer.write("down.hessian", 0, std::as_bytes(std::span(down)));
-    writer.finish();
-    stats.write("calibration.json", "{}");
+    write_stats(stats, {400, 400, 400, 0}, 40.0F, 40.0F, {gate_up, down, 256, 128});
   }
 
   // ||X (W - Wq)^T|| / ||X W^T||

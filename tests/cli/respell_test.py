@@ -3,37 +3,24 @@
 usage: respell_test.py GANTRY GOLDEN_ROOT
 """
 import json
-import pathlib
 import shutil
-import subprocess
 import sys
-import tempfile
 import unittest
 
-GANTRY = pathlib.Path(sys.argv[1])
-GOLDEN = pathlib.Path(sys.argv[2]) / "families"
-OK, FINDING, USAGE, ENVIRONMENT = 0, 1, 2, 3
+import command
+from command import ENVIRONMENT, FINDING, OK, USAGE
+
+GOLDEN = command.GOLDEN / "families"
 
 
 def run(*arguments):
-    done = subprocess.run([GANTRY, *map(str, arguments), "--no-progress"], capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
+    return command.run(*arguments, "--no-progress")
 
 
-class RespellTest(unittest.TestCase):
+class RespellTest(command.CommandTestCase):
     def setUp(self):
-        self.temp = tempfile.TemporaryDirectory()
-        self.dir = pathlib.Path(self.temp.name)
+        super().setUp()
         self.out = self.dir / "out"
-
-    def tearDown(self):
-        self.temp.cleanup()
-
-    def copy(self, name):
-        shutil.copytree(GOLDEN / name, self.dir / name)
-        for path in (self.dir / name).iterdir():
-            path.chmod(0o644)
-        return self.dir / name
 
     def test_the_files_are_those_of_transformers(self):
         self.assertEqual(run("unfuse", GOLDEN / "mixtral-fused", self.out)[0], OK)
@@ -59,7 +46,7 @@ class RespellTest(unittest.TestCase):
         self.assertLess(result["peak_buffer_bytes"], 512 << 20)
 
     def test_other_files_are_carried_and_foreign_weights_are_named(self):
-        source = self.copy("qwen3_moe")
+        source = self.copy_golden("qwen3_moe")
         (source / "tokenizer.json").write_text("{}")
         (source / "code").mkdir()
         (source / "code/modeling.py").write_text("pass")
@@ -74,7 +61,7 @@ class RespellTest(unittest.TestCase):
         self.assertEqual(names, expected)
 
     def test_its_input_and_directories_with_files_are_not_overwritten(self):
-        source = self.copy("qwen3_moe")
+        source = self.copy_golden("qwen3_moe")
         before = (source / "model.safetensors").read_bytes()
         self.assertEqual(run("fuse", source, source)[0], USAGE)
         self.assertEqual(run("fuse", source, source / "out")[0], USAGE)
@@ -104,7 +91,7 @@ class RespellTest(unittest.TestCase):
             path.write_bytes(path.read_bytes().replace(old, old[:-5] + b'F16" '))
 
         for number, damage in enumerate((truncate, rename, reshape, retype)):
-            source = self.copy("qwen3_moe")
+            source = self.copy_golden("qwen3_moe")
             damage(source / "model.safetensors")
             code, out, err = run("fuse", source, self.out)
             self.assertEqual(code, FINDING, f"{number}: {out}{err}")

@@ -6,7 +6,6 @@
 #include <array>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 #include <random>
 #include <string>
@@ -15,15 +14,11 @@
 
 #include "parallel/communicator.h"
 #include "tests/parallel/rank_groups.h"
+#include "tests/support/same_bits.h"
 #include "tests/support/seeded_rng.h"
 
 namespace gantry::test {
 namespace {
-
-// Null pointers are fine where there is nothing to compare.
-bool same_bits(const float* a, const float* b, size_t count) {
-  return count == 0 || std::memcmp(a, b, count * sizeof(float)) == 0;
-}
 
 using Bytes = std::vector<std::byte>;
 using Sizes = std::vector<int64_t>;
@@ -171,7 +166,7 @@ TEST_P(CommunicatorTest, AllReduceAddsInRankOrderToTheSameBitsEverywhere) {
     run_ranks(num_ranks, [&](Communicator& world) {
       std::vector<float> data = inputs[static_cast<size_t>(world.rank())];
       world.all_reduce_sum(data);
-      EXPECT_TRUE(same_bits(data.data(), expected.data(), count))
+      EXPECT_TRUE(same_bits(data, expected))
           << "rank " << world.rank() << ", " << count << " elements";
     });
   }
@@ -195,7 +190,8 @@ TEST_P(CommunicatorTest, ReduceScatterGivesEachRankItsPartOfTheSameBits) {
       const auto begin = std::accumulate(counts.begin(), counts.begin() + world.rank(), int64_t{0});
       std::vector<float> part(static_cast<size_t>(counts[rank]), -1.0F);
       world.reduce_scatter_sum(inputs[rank], part, counts);
-      EXPECT_TRUE(same_bits(part.data(), expected.data() + begin, part.size()))
+      EXPECT_TRUE(
+          same_bits(part, std::span(expected).subspan(static_cast<size_t>(begin), part.size())))
           << "rank " << rank << ", " << count << " elements";
     });
   }

@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -17,6 +16,7 @@
 #include "runtime/fused_moe_layer.h"
 #include "tests/support/allocation_count.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/same_bits.h"
 #include "tests/support/toy_layer.h"
 
 namespace gantry::test {
@@ -64,6 +64,11 @@ struct World {
     input.topk_weights = part(topk_weights, toy.top_k);
     return input;
   }
+  /// Of a holder's tokens among those of all.
+  [[nodiscard]] int64_t first_token(size_t holder) const {
+    return std::accumulate(tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(holder),
+                           int64_t{0});
+  }
   [[nodiscard]] MoeLayerWeights whole() const {
     SeededRng rng(seed);
     MoeLayerWeights weights = toy.weights(rng);
@@ -96,6 +101,12 @@ MoeLayerWeights part_of(MoeLayerWeights whole, const ParallelConfig& config,
   return whole;
 }
 
+FusedMoeLayer layer_of(const World& world, const ParallelConfig& config,
+                       Communicator& communicator) {
+  return FusedMoeLayer(part_of(world.whole(), config, world.experts), world.experts, world.options,
+                       &communicator);
+}
+
 Floats on_one_rank(const World& world) {
   FusedMoeOptions options = world.options;
   options.exchange = {};
@@ -111,12 +122,10 @@ Floats on_all_ranks(const World& world) {
   run_local_ranks(world.config.world_size(), [&](Communicator& communicator) {
     ParallelConfig config = world.config;
     config.rank = communicator.rank();
-    const FusedMoeLayer layer(part_of(world.whole(), config, world.experts), world.experts,
-                              world.options, &communicator);
+    const FusedMoeLayer layer = layer_of(world, config, communicator);
     Workspace workspace = layer.make_workspace(world.max_num_tokens);
     const size_t holder = world.holder(config);
-    const int64_t first = std::accumulate(
-        world.tokens.begin(), world.tokens.begin() + static_cast<ptrdiff_t>(holder), int64_t{0});
+    const int64_t first = world.first_token(holder);
     Floats out(static_cast<size_t>(world.tokens[holder] * world.toy.hidden_size));
     const MoeInput input = world.input(first, world.tokens[holder], /*physical=*/true);
     layer.forward(input, workspace, out);
@@ -205,16 +214,12 @@ class RankEqualityTest : public testing::Test {
   SeededRng rng;
 };
 
-bool same_bits(float a, float b) {
-  return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
-}
-
 TEST_F(RankEqualityTest, OrderedSumsHaveTheBitsOfASingleRank) {
   for (int trial = 0; trial < trials(120); ++trial) {
     const World world = random_world();
     const Floats expected = on_one_rank(world);
     const Floats found = on_all_ranks(world);
-    ASSERT_TRUE(std::equal(found.begin(), found.end(), expected.begin(), expected.end(), same_bits))
+    ASSERT_TRUE(same_bits(found, expected))
         << "trial " << trial << " of seed " << rng.seed() << ": " << world.describe();
   }
 }
@@ -254,12 +259,10 @@ TEST_F(RankEqualityTest, ForwardAllocatesNothing) {
     run_local_ranks(world.config.world_size(), [&](Communicator& communicator) {
       ParallelConfig config = world.config;
       config.rank = communicator.rank();
-      const FusedMoeLayer layer(part_of(world.whole(), config, world.experts), world.experts,
-                                world.options, &communicator);
+      const FusedMoeLayer layer = layer_of(world, config, communicator);
       Workspace workspace = layer.make_workspace(world.max_num_tokens);
       const size_t holder = world.holder(config);
-      const int64_t first = std::accumulate(
-          world.tokens.begin(), world.tokens.begin() + static_cast<ptrdiff_t>(holder), int64_t{0});
+      const int64_t first = world.first_token(holder);
       const MoeInput input = world.input(first, world.tokens[holder]);
       Floats out(input.hidden_states.size());
       layer.forward(input, workspace, out);
@@ -296,8 +299,7 @@ TEST_F(NoReduceTest, TheRanksOutputsAddUpToTheResult) {
   run_local_ranks(3, [&](Communicator& communicator) {
     ParallelConfig config = world.config;
     config.rank = communicator.rank();
-    const FusedMoeLayer layer(part_of(world.whole(), config, world.experts), world.experts,
-                              world.options, &communicator);
+    const FusedMoeLayer layer = layer_of(world, config, communicator);
     Workspace workspace = layer.make_workspace(world.max_num_tokens);
     Floats& out = parts[static_cast<size_t>(config.rank)];
     out.resize(world.hidden_states.size());
@@ -319,8 +321,7 @@ TEST_F(NoReduceTest, PhysicalIdsOfAnEngineThatDispatchesGiveItsRowsPartialSums) 
   run_local_ranks(3, [&](Communicator& communicator) {
     ParallelConfig config = world.config;
     config.rank = communicator.rank();
-    const FusedMoeLayer layer(part_of(world.whole(), config, world.experts), world.experts,
-                              world.options, &communicator);
+    const FusedMoeLayer layer = layer_of(world, config, communicator);
     Workspace workspace = layer.make_workspace(world.max_num_tokens);
     // Rank r holds the physical experts 2 r and 2 r + 1; it is given r + 1 tokens for both.
     const int64_t count = config.rank + 1;
