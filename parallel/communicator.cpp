@@ -7,6 +7,7 @@
 
 #include "kernels/base/check.h"
 #include "parallel/parallel_config.h"
+#include "parallel/transfer_parts.h"
 
 // Collectives out of groups of sends and receives. What is added up is added here and in rank
 // order, so the bits do not depend on the transport.
@@ -49,6 +50,10 @@ class Communicator::Scope {
   Communicator* communicator_;
 };
 
+Communicator::Communicator()
+    : parts_(std::make_unique<TransferParts>()), remote_(std::make_unique<TransferParts>()) {}
+Communicator::~Communicator() = default;
+
 void Communicator::refuse(const std::string& message) {
   abort(message.c_str(), ErrorCode::kInvalidArgument);
   fail_with(ErrorCode::kInvalidArgument, message);
@@ -59,65 +64,22 @@ bool Communicator::reduce_natively(const Operation& /*operation*/, std::span<flo
 }
 
 void Communicator::check_sizes(const char* what, std::span<const int64_t> sizes, size_t total) {
-  if (sizes.size() != index(size())) {
-    refuse(fmt::format("{}: expected {} sizes, found {}", what, size(), sizes.size()));
-  }
-  // Subtracted, not added: a sum of any sizes could overflow.
-  size_t rest = total;
-  for (const int64_t one : sizes) {
-    if (one < 0 || static_cast<size_t>(one) > rest) {
-      refuse(fmt::format("{}: a size of {} does not fit, the buffer has {}", what, one, total));
-    }
-    rest -= static_cast<size_t>(one);
-  }
-  if (rest != 0) {
-    refuse(fmt::format("{}: sizes sum to {}, the buffer has {}", what, total - rest, total));
-  }
+  const std::string problem = size_problem(sizes, index(size()), total);
+  if (!problem.empty()) refuse(fmt::format("{}: {}", what, problem));
 }
 
 void Communicator::run(const Operation& operation, std::span<const SendPart> sends,
                        std::span<const ReceivePart> receives) {
-  const auto is_rank = [&](int peer) { return peer >= 0 && peer < size(); };
-  remote_sends_.clear();
-  remote_receives_.clear();
-  auto own_receive = receives.begin();
   int64_t bytes_sent = 0;
   int64_t bytes_received = 0;
-  for (const SendPart& part : sends) {
-    if (!is_rank(part.peer)) {
-      refuse(fmt::format("{}: sends to rank {} of {}", operation.name, part.peer, size()));
-    }
-    if (part.peer != rank()) {
-      remote_sends_.push_back(part);
-      bytes_sent += static_cast<int64_t>(part.data.size());
-      continue;
-    }
-    own_receive = std::find_if(own_receive, receives.end(),
-                               [&](const ReceivePart& other) { return other.peer == rank(); });
-    if (own_receive == receives.end() || own_receive->data.size() != part.data.size()) {
-      refuse(fmt::format("{}: rank {} sends {} bytes to itself, but does not receive as many",
-                         operation.name, rank(), part.data.size()));
-    }
-    if (!part.data.empty()) {
-      std::memcpy(own_receive->data.data(), part.data.data(), part.data.size());
-    }
-    ++own_receive;
-  }
-  for (auto part = receives.begin(); part != receives.end(); ++part) {
-    if (!is_rank(part->peer)) {
-      refuse(fmt::format("{}: receives from rank {} of {}", operation.name, part->peer, size()));
-    }
-    if (part->peer == rank()) {
-      if (part >= own_receive) {
-        refuse(fmt::format("{}: rank {} receives {} bytes from itself that it does not send",
-                           operation.name, rank(), part->data.size()));
-      }
-      continue;
-    }
-    remote_receives_.push_back(*part);
-    bytes_received += static_cast<int64_t>(part->data.size());
-  }
-  exchange(operation, remote_sends_, remote_receives_);
+  const std::string problem = remote_->take_remote(
+      sends, receives, rank(), size(),
+      [](const SendPart& from, const ReceivePart& to) {
+        std::memcpy(to.data.data(), from.data.data(), from.data.size());
+      },
+      bytes_sent, bytes_received);
+  if (!problem.empty()) refuse(fmt::format("{}: {}", operation.name, problem));
+  exchange(operation, remote_->sends, remote_->receives);
   traffic_.bytes_sent += bytes_sent;
   traffic_.bytes_received += bytes_received;
 }
@@ -135,16 +97,8 @@ void Communicator::send_receive(std::span<const SendPart> sends,
 
 void Communicator::gather(const Operation& operation, std::span<const std::byte> send,
                           std::span<std::byte> receive, std::span<const int64_t> receive_bytes) {
-  sends_.clear();
-  receives_.clear();
-  size_t offset = 0;
-  for (int other = 0; other < size(); ++other) {
-    const auto bytes = static_cast<size_t>(receive_bytes[index(other)]);
-    sends_.push_back({other, send});
-    receives_.push_back({other, receive.subspan(offset, bytes)});
-    offset += bytes;
-  }
-  run(operation, sends_, receives_);
+  parts_->set_all_gather(send, receive, receive_bytes);
+  run(operation, parts_->sends, parts_->receives);
 }
 
 void Communicator::all_gather(std::span<const std::byte> send, std::span<std::byte> receive,
@@ -161,16 +115,8 @@ void Communicator::all_gather(std::span<const std::byte> send, std::span<std::by
 void Communicator::broadcast(std::span<std::byte> data, int root) {
   const Scope scope(*this, "broadcast");
   if (root < 0 || root >= size()) refuse(fmt::format("broadcast: root {} of {}", root, size()));
-  sends_.clear();
-  receives_.clear();
-  if (rank() == root) {
-    for (int other = 0; other < size(); ++other) {
-      if (other != root) sends_.push_back({other, data});
-    }
-  } else {
-    receives_.push_back({root, data});
-  }
-  run({.name = "broadcast", .root = root}, sends_, receives_);
+  parts_->set_broadcast(data, root, rank(), size());
+  run({.name = "broadcast", .root = root}, parts_->sends, parts_->receives);
 }
 
 void Communicator::all_to_all(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
@@ -179,36 +125,16 @@ void Communicator::all_to_all(std::span<const std::byte> send, std::span<const i
   const Scope scope(*this, "all_to_all");
   check_sizes("all_to_all (send)", send_bytes, send.size());
   check_sizes("all_to_all (receive)", receive_bytes, receive.size());
-  sends_.clear();
-  receives_.clear();
-  size_t send_offset = 0;
-  size_t receive_offset = 0;
-  for (int other = 0; other < size(); ++other) {
-    const auto to = static_cast<size_t>(send_bytes[index(other)]);
-    const auto from = static_cast<size_t>(receive_bytes[index(other)]);
-    sends_.push_back({other, send.subspan(send_offset, to)});
-    receives_.push_back({other, receive.subspan(receive_offset, from)});
-    send_offset += to;
-    receive_offset += from;
-  }
-  run({.name = "all_to_all"}, sends_, receives_);
+  parts_->set_all_to_all(send, send_bytes, receive, receive_bytes);
+  run({.name = "all_to_all"}, parts_->sends, parts_->receives);
 }
 
 void Communicator::reduce_scatter(const Operation& operation, std::span<const float> send,
                                   std::span<float> receive, std::span<const int64_t> counts) {
   const size_t own = receive.size();
   addends_.resize(own * index(size()));
-  sends_.clear();
-  receives_.clear();
-  size_t offset = 0;
-  for (int other = 0; other < size(); ++other) {
-    const auto count = static_cast<size_t>(counts[index(other)]);
-    sends_.push_back({other, std::as_bytes(send.subspan(offset, count))});
-    receives_.push_back(
-        {other, std::as_writable_bytes(std::span(addends_).subspan(index(other) * own, own))});
-    offset += count;
-  }
-  run(operation, sends_, receives_);
+  parts_->set_reduce_scatter(send, counts, addends_, own);
+  run(operation, parts_->sends, parts_->receives);
   if (own > 0) add_in_rank_order(addends_, receive);
 }
 

@@ -15,6 +15,8 @@
 
 namespace gantry GANTRY_API {
 
+struct TransferParts;
+
 /// Bytes that go to one rank.
 struct SendPart {
   int peer = 0;
@@ -59,10 +61,10 @@ class GroupAborted : public Error {
 /// `wake_all` (the abort). Everything else is made of these, once for all.
 class Communicator {
  public:
-  Communicator() = default;
+  Communicator();
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
-  virtual ~Communicator() = default;
+  virtual ~Communicator();
 
   [[nodiscard]] virtual int rank() const noexcept = 0;
   [[nodiscard]] virtual int size() const noexcept = 0;
@@ -111,6 +113,11 @@ class Communicator {
     wake_all(reason, code);
   }
 
+  /// Looks for failures of other ranks without waiting: for who waits for something else (a GPU)
+  /// that a failed rank would never bring. Not while an operation runs.
+  /// @throws GroupAborted if the group was aborted
+  void check_alive() { look_for_news(); }
+
   /// The operation that this rank is in ("all_to_all"), or null. Any thread, also a signal handler.
   [[nodiscard]] const char* current_operation() const noexcept {
     return current_.load(std::memory_order_relaxed);
@@ -136,6 +143,8 @@ class Communicator {
                         std::span<const ReceivePart> receives) = 0;
   /// See abort().
   virtual void wake_all(const char* reason, ErrorCode code) noexcept = 0;
+  /// See check_alive().
+  virtual void look_for_news() {}
   /// @return false if the transport has no reduction of its own
   virtual bool reduce_natively(const Operation& operation, std::span<float> data);
 
@@ -160,10 +169,8 @@ class Communicator {
   std::atomic<uint64_t> pulse_ = 0;
   Traffic traffic_;
   // Kept between calls, so that a steady state allocates nothing.
-  std::vector<SendPart> sends_;
-  std::vector<ReceivePart> receives_;
-  std::vector<SendPart> remote_sends_;
-  std::vector<ReceivePart> remote_receives_;
+  std::unique_ptr<TransferParts> parts_;   // of the operation
+  std::unique_ptr<TransferParts> remote_;  // those that leave this rank
   std::vector<float> addends_;
   std::vector<float> own_part_;
   std::vector<int64_t> counts_;

@@ -121,6 +121,8 @@ class LocalCommunicator final : public Communicator {
     group_->abort(rank_, reason, code);
   }
 
+  void look_for_news() override { group_->check_not_aborted(); }
+
   void exchange(const Operation& operation, std::span<const SendPart> sends,
                 std::span<const ReceivePart> receives) override {
     const Posting mine{.operation = operation.name, .root = operation.root, .sends = sends};

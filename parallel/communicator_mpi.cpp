@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "parallel/back_off.h"
 #include "parallel/mpi_control.h"
 #include "parallel/mpi_link.h"
 
@@ -87,6 +88,12 @@ class MpiCommunicator final : public Communicator {
     }
     wait(operation);
     return true;
+  }
+
+  void look_for_news() override {
+    const std::scoped_lock lock(mutex_);
+    if (failed_) throw_aborted();  // by another thread of this rank
+    check_control();
   }
 
   void wake_all(const char* reason, ErrorCode code) noexcept override {

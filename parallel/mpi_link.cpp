@@ -7,6 +7,8 @@
 #include <thread>
 #include <utility>
 
+#include "parallel/back_off.h"
+
 namespace gantry {
 namespace {
 
@@ -76,15 +78,6 @@ MPI_Comm duplicate(MPI_Comm comm, const CommunicatorOptions& options) {
   }
   check_mpi(MPI_Comm_set_errhandler(copy, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   return copy;
-}
-
-void back_off(int idle_polls) {
-  if (idle_polls < 64) return;
-  if (idle_polls < 4096) {
-    std::this_thread::yield();
-  } else {
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
-  }
 }
 
 }  // namespace gantry

@@ -76,7 +76,4 @@ void leave_behind(std::unique_ptr<MpiLink> link) noexcept;
 /// @throws Error kMpi, kTimeout
 MPI_Comm duplicate(MPI_Comm comm, const CommunicatorOptions& options);
 
-/// Between polls: spins first, for latency; then gives the core away, as ranks may share it.
-void back_off(int idle_polls);
-
 }  // namespace gantry

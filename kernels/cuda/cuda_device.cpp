@@ -5,6 +5,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
 #include "kernels/cuda/cuda_errors.h"
@@ -27,8 +29,11 @@ class CudaDevice final : public Device {
     use();
     cudaDeviceProp properties{};
     check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+    std::array<char, 32> bus_id{};
+    check_cuda(cudaDeviceGetPCIBusId(bus_id.data(), bus_id.size(), index), "cudaDeviceGetPCIBusId");
     attributes_ = {
         .name = properties.name,
+        .bus_id = bus_id.data(),
         .compute_capability = 10 * properties.major + properties.minor,
         .num_sms = properties.multiProcessorCount,
         .max_threads_per_block = properties.maxThreadsPerBlock,
@@ -72,6 +77,14 @@ class CudaDevice final : public Device {
     use();
     check_cuda(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
+  bool idle(StreamHandle stream) override {
+    use();
+    const cudaError_t status = cudaStreamQuery(stream_of(stream));
+    if (status == cudaErrorNotReady) return false;
+    check_cuda(status, "cudaStreamQuery");
+    return true;
+  }
+  void make_current() override { use(); }
 
   GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) override {
     use();
@@ -106,6 +119,9 @@ class CudaDevice final : public Device {
   }
   void copy_out(void* host, const void* device, size_t bytes, StreamHandle stream) override {
     copy(host, device, bytes, cudaMemcpyDeviceToHost, stream);
+  }
+  void copy_within(void* to, const void* from, size_t bytes, StreamHandle stream) override {
+    copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
   }
   void clear(void* device, size_t bytes, StreamHandle stream) override {
     if (bytes == 0) return;

@@ -23,6 +23,7 @@ using GraphHandle = void*;
 /// What kernels and their launches depend on.
 struct DeviceAttributes {
   std::string name;
+  std::string bus_id{};        ///< which GPU of the host it is, or empty: none
   int compute_capability = 0;  ///< 10 * major + minor: 90 for Hopper
   int num_sms = 0;
   int max_threads_per_block = 0;
@@ -52,6 +53,11 @@ class Device {
   virtual void destroy_stream(StreamHandle stream) noexcept = 0;
   /// Waits for everything on the stream. @throws Error kCuda if something of it failed
   virtual void synchronize(StreamHandle stream) = 0;
+  /// Whether everything on the stream is done; never waits.
+  /// @throws Error kCuda if something of it failed
+  virtual bool idle(StreamHandle stream) = 0;
+  /// Makes this the GPU that libraries called from this thread work on.
+  virtual void make_current() = 0;
 
   /// Records what `enqueue` puts on the stream, without running it.
   virtual GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) = 0;
@@ -60,6 +66,8 @@ class Device {
 
   virtual void copy_in(void* device, const void* host, size_t bytes, StreamHandle stream) = 0;
   virtual void copy_out(void* host, const void* device, size_t bytes, StreamHandle stream) = 0;
+  /// Between two places of the device's memory, which must not overlap.
+  virtual void copy_within(void* to, const void* from, size_t bytes, StreamHandle stream) = 0;
   virtual void clear(void* device, size_t bytes, StreamHandle stream) = 0;
 };
 

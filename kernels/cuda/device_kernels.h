@@ -31,6 +31,7 @@ using GemmLaunches = std::array<KernelLaunch<ExpertGemm>, kGemmColumns.size()>;
 struct DeviceKernels {
   KernelLaunch<LinearRows> linear;
   KernelLaunch<RmsNormRows> rms_norm;
+  KernelLaunch<AddRows> add_rows;
   KernelLaunch<RouteTokens> route;
   KernelLaunch<CountChoices> count_choices;
   KernelLaunch<ScanCounts> scan_counts;

@@ -36,6 +36,7 @@ class EmulatedDevice final : public Device {
   explicit EmulatedDevice(uint64_t seed) : seed_(seed) {
     // The smallest of the GPUs that the kernels must run on: sm_86.
     attributes_ = {.name = "emulated sm_86",
+                   .bus_id = "",
                    .compute_capability = 86,
                    .num_sms = 1,
                    .max_threads_per_block = 1024,
@@ -62,6 +63,8 @@ class EmulatedDevice final : public Device {
   StreamHandle create_stream() override { return &seed_; }
   void destroy_stream(StreamHandle) noexcept override {}
   void synchronize(StreamHandle) override {}
+  bool idle(StreamHandle) override { return true; }
+  void make_current() override {}
   // Kept as it is: what it refers to must live as long as the graph, as on a GPU.
   GraphHandle capture(StreamHandle, const std::function<void()>& enqueue) override {
     return new std::function<void()>(enqueue);
@@ -77,6 +80,9 @@ class EmulatedDevice final : public Device {
   }
   void copy_out(void* host, const void* device, size_t bytes, StreamHandle) override {
     if (bytes > 0) std::memcpy(host, device, bytes);
+  }
+  void copy_within(void* to, const void* from, size_t bytes, StreamHandle) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
   }
   void clear(void* device, size_t bytes, StreamHandle) override {
     if (bytes > 0) std::memset(device, 0, bytes);

@@ -40,6 +40,7 @@ template <class Backend>
 DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>& gemm) {
   return {.linear = launch_plain<Backend, LinearRows>,
           .rms_norm = launch_plain<Backend, RmsNormRows>,
+          .add_rows = launch_plain<Backend, AddRows>,
           .route = launch_plain<Backend, RouteTokens>,
           .count_choices = launch_plain<Backend, CountChoices>,
           .scan_counts = launch_plain<Backend, ScanCounts>,

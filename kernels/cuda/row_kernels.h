@@ -97,4 +97,28 @@ struct RmsNormRows {
   }
 };
 
+/// sum[i] = addends[0, i] + addends[1, i] + ..., f32, added in this order; one thread an element.
+struct AddRows {
+  static constexpr int kThreads = 128;
+
+  const float* addends;  ///< [rows, count]
+  float* sum;            ///< [count]
+  int64_t count;
+  int64_t rows;  ///< at least 1
+
+  [[nodiscard]] LaunchShape launch_shape() const {
+    return {ceil_div(count, int64_t{kThreads}), kThreads, 0};
+  }
+
+  template <class Machine>
+  GANTRY_DEVICE void run(Machine& m) const {
+    const int64_t i = m.block() * kThreads + m.thread();
+    if (i >= count) return;
+    float total = addends[i];
+    for (int64_t row = 1; row < rows; ++row)
+      total += addends[row * count + i];
+    sum[i] = total;
+  }
+};
+
 }  // namespace gantry

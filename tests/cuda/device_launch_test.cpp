@@ -62,6 +62,9 @@ TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
   LinearRows linear{};
   linear.num_tokens = kTokens;
   linear.n = 1024;
+  AddRows add{};  // of 8 ranks
+  add.count = kTokens * 7168;
+  add.rows = 8;
   for (const DeviceAttributes& gpu : known_gpus()) {
     expect_gemms_fit<DeviceElement::kBF16>(gpu, gemm);
     expect_gemms_fit<DeviceElement::kE4M3>(gpu, gemm);
@@ -73,6 +76,7 @@ TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
     EXPECT_EQ(launch_problem(gather.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(combine.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(linear.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(add.launch_shape(), gpu), "");
   }
 }
 

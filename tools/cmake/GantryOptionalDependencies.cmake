@@ -24,10 +24,17 @@ if(NOT GANTRY_WITH_CUDA STREQUAL "OFF")
   endif()
 endif()
 
+# NCCL is loaded at run time with declarations of our own (GANTRY_USE_NCCL); its header, which needs
+# CUDA's, only checks them (GANTRY_HAVE_NCCL).
+set(GANTRY_USE_NCCL OFF)
 set(GANTRY_HAVE_NCCL OFF)
 if(NOT GANTRY_WITH_NCCL STREQUAL "OFF")
+  set(GANTRY_USE_NCCL ON)
   find_path(GANTRY_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-  if(GANTRY_NCCL_INCLUDE_DIR)
+  find_path(GANTRY_CUDART_INCLUDE_DIR cuda_runtime.h
+            HINTS ${GANTRY_NCCL_INCLUDE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
+  mark_as_advanced(GANTRY_NCCL_INCLUDE_DIR GANTRY_CUDART_INCLUDE_DIR)
+  if(GANTRY_NCCL_INCLUDE_DIR AND GANTRY_CUDART_INCLUDE_DIR)
     set(GANTRY_HAVE_NCCL ON)
   elseif(GANTRY_WITH_NCCL STREQUAL "ON")
     message(FATAL_ERROR "GANTRY_WITH_NCCL=ON, but nccl.h was not found")
