@@ -33,15 +33,17 @@ DeviceRouting device_routing(const RoutingSpec& spec) {
 }
 
 DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                             DeviceScratch& scratch, StreamHandle stream)
+                             DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream)
     : weights_(weights),
       options_(options),
+      exchange_(exchange),
       scratch_(scratch),
       stream_(stream),
       attributes_(weights.device->attributes()),
       kernels_(weights.device->kernels()) {}
 
 void DeviceForward::run(const DeviceMoeInput& input, float* out) {
+  if (exchange_ != nullptr) return run_on_ranks(input, out);
   num_tokens_ = input.num_tokens;
   if (num_tokens_ == 0) return;
   route(input);
@@ -49,6 +51,73 @@ void DeviceForward::run(const DeviceMoeInput& input, float* out) {
   run_experts(input);
   run_shared(input);
   combine(input, out);
+}
+
+// Sums of ranks are made before what every rank can do for itself: identity experts, scale, norm.
+void DeviceForward::run_on_ranks(const DeviceMoeInput& input, float* out) {
+  const MoeLayerSpec& spec = weights_.spec;
+  num_tokens_ = input.num_tokens;
+  if (num_tokens_ > 0) route(input);
+  const DispatchedTokens tokens =
+      exchange_->dispatch(input, topk_ids_, topk_weights_, scratch_, stream_);
+  if (tokens.num_tokens == 0) return;
+  DeviceMoeInput computed = input;
+  computed.num_tokens = tokens.num_tokens;
+  computed.hidden_states = tokens.hidden_states;
+  topk_ids_ = tokens.topk_ids;
+  topk_weights_ = tokens.topk_weights;
+  float* partial = exchange_->sums_in_place() ? out : scratch_.partial;
+  run_partial(computed, tokens, partial);
+  exchange_->reduce(partial, tokens, scratch_, out, stream_);
+  num_tokens_ = input.num_tokens;
+  if (num_tokens_ == 0) return;
+  if (identity_ != nullptr || spec.output_scale != 1.0F) {
+    kernels_.combine({.base = out,
+                      .identity = identity_,
+                      .x = input.hidden_states,
+                      .scale = spec.output_scale,
+                      .num_tokens = num_tokens_,
+                      .top_k = spec.routing.num_slots(),
+                      .n = spec.hidden_size,
+                      .out = out},
+                     attributes_, stream_);
+  }
+  normalize(out);
+}
+
+void DeviceForward::run_partial(const DeviceMoeInput& computed, const DispatchedTokens& tokens,
+                                float* partial) {
+  const MoeLayerSpec& spec = weights_.spec;
+  num_tokens_ = computed.num_tokens;
+  plan(computed);
+  run_experts(computed);
+  kernels_.combine({.base = base_,
+                    .y = spec.has_latent() ? nullptr : scratch_.y,
+                    .choice_row = scratch_.choice_row,
+                    .topk_ids = topk_ids_,
+                    .id_rank = id_map(computed).rank.as<int32_t>(),
+                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+                    .scale = 1.0F,
+                    .num_tokens = num_tokens_,
+                    .top_k = spec.routing.num_slots(),
+                    .n = spec.hidden_size,
+                    .out = partial},
+                   attributes_, stream_);
+  if (!runs_shared() || tokens.group_tokens == 0) return;
+  const int64_t begin = tokens.group_begin * spec.hidden_size;
+  DeviceMoeInput group = computed;
+  group.num_tokens = num_tokens_ = tokens.group_tokens;
+  group.hidden_states += begin;
+  run_shared(group);
+  kernels_.combine({.base = partial + begin,
+                    .shared = scratch_.shared_y,
+                    .gate = weights_.shared_gate.size() > 0 ? scratch_.gate : nullptr,
+                    .scale = 1.0F,
+                    .num_tokens = num_tokens_,
+                    .top_k = spec.routing.num_slots(),
+                    .n = spec.hidden_size,
+                    .out = partial + begin},
+                   attributes_, stream_);
 }
 
 void DeviceForward::linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias,
@@ -111,7 +180,7 @@ void DeviceForward::route(const DeviceMoeInput& input) {
 }
 
 void DeviceForward::plan(const DeviceMoeInput& input) {
-  const DeviceWeights::IdMap& ids = input.physical_ids ? weights_.physical : weights_.logical;
+  const DeviceWeights::IdMap& ids = id_map(input);
   const int64_t choices = num_tokens_ * weights_.spec.routing.num_slots();
   gemm_ = options_.batch_invariant ? 2 : choose_gemm(choices, weights_.num_slots);
   plan_ = {.topk_ids = topk_ids_,
@@ -163,19 +232,21 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
       .activation = spec.activation};
   run_gemms(common, weights_.layout, scratch_.rows, scratch_.intermediate, scratch_.y, gemm_);
   if (!spec.has_latent()) return;
-  kernels_.combine(
-      {.y = scratch_.y,
-       .choice_row = scratch_.choice_row,
-       .topk_ids = topk_ids_,
-       .id_rank = (input.physical_ids ? weights_.physical : weights_.logical).rank.as<int32_t>(),
-       .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
-       .scale = 1.0F,
-       .num_tokens = num_tokens_,
-       .top_k = spec.routing.num_slots(),
-       .n = spec.expert_hidden_size,
-       .out = scratch_.latent_sum},
-      attributes_, stream_);
-  linear(scratch_.latent_sum, weights_.latent_out, weights_.latent_out_bias, scratch_.base,
+  kernels_.combine({.y = scratch_.y,
+                    .choice_row = scratch_.choice_row,
+                    .topk_ids = topk_ids_,
+                    .id_rank = id_map(input).rank.as<int32_t>(),
+                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+                    .scale = 1.0F,
+                    .num_tokens = num_tokens_,
+                    .top_k = spec.routing.num_slots(),
+                    .n = spec.expert_hidden_size,
+                    .out = scratch_.latent_sum},
+                   attributes_, stream_);
+  // The projection is linear, so it may be applied to partial sums; its bias is added once.
+  static const DeviceBuffer kNone;
+  linear(scratch_.latent_sum, weights_.latent_out,
+         weights_.parallel.rank == 0 ? weights_.latent_out_bias : kNone, scratch_.base,
          spec.hidden_size, spec.expert_hidden_size);
   base_ = scratch_.base;
 }
@@ -203,7 +274,7 @@ void DeviceForward::run_gemms(const ExpertGemm& common, const DeviceSlotLayout& 
 }
 
 void DeviceForward::run_shared(const DeviceMoeInput& input) {
-  if (weights_.shared.size() == 0 || options_.skip_shared_experts) return;
+  if (!runs_shared()) return;
   const DeviceMatrix& w13 = weights_.shared_layout.w13;
   kernels_.gather({.x = input.hidden_states,
                    .num_tokens = num_tokens_,
@@ -231,25 +302,29 @@ void DeviceForward::run_shared(const DeviceMoeInput& input) {
 
 void DeviceForward::combine(const DeviceMoeInput& input, float* out) {
   const MoeLayerSpec& spec = weights_.spec;
-  const bool has_shared = weights_.shared.size() > 0 && !options_.skip_shared_experts;
+  const bool has_shared = runs_shared();
   const bool has_gate = has_shared && weights_.shared_gate.size() > 0;
-  kernels_.combine(
-      {.base = base_,
-       .y = spec.has_latent() ? nullptr : scratch_.y,
-       .choice_row = scratch_.choice_row,
-       .topk_ids = topk_ids_,
-       .id_rank = (input.physical_ids ? weights_.physical : weights_.logical).rank.as<int32_t>(),
-       .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
-       .identity = identity_,
-       .x = input.hidden_states,
-       .shared = has_shared ? scratch_.shared_y : nullptr,
-       .gate = has_gate ? scratch_.gate : nullptr,
-       .scale = spec.output_scale,
-       .num_tokens = num_tokens_,
-       .top_k = spec.routing.num_slots(),
-       .n = spec.hidden_size,
-       .out = out},
-      attributes_, stream_);
+  kernels_.combine({.base = base_,
+                    .y = spec.has_latent() ? nullptr : scratch_.y,
+                    .choice_row = scratch_.choice_row,
+                    .topk_ids = topk_ids_,
+                    .id_rank = id_map(input).rank.as<int32_t>(),
+                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+                    .identity = identity_,
+                    .x = input.hidden_states,
+                    .shared = has_shared ? scratch_.shared_y : nullptr,
+                    .gate = has_gate ? scratch_.gate : nullptr,
+                    .scale = spec.output_scale,
+                    .num_tokens = num_tokens_,
+                    .top_k = spec.routing.num_slots(),
+                    .n = spec.hidden_size,
+                    .out = out},
+                   attributes_, stream_);
+  normalize(out);
+}
+
+void DeviceForward::normalize(float* out) {
+  const MoeLayerSpec& spec = weights_.spec;
   if (!spec.output_norm) return;
   kernels_.rms_norm({.x = out,
                      .weight = weights_.output_norm.as<float>(),

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/device_kernels.h"
+#include "runtime/device_exchange.h"
 #include "runtime/device_moe_layer.h"
 #include "runtime/device_scratch.h"
 #include "runtime/device_weights.h"
@@ -13,12 +14,17 @@ DeviceRouting device_routing(const RoutingSpec& spec);
 /// One chunk of a forward call on a GPU: the launches, in order. Internal.
 class DeviceForward {
  public:
+  /// @param exchange null for a single rank
   DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                DeviceScratch& scratch, StreamHandle stream);
+                DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream);
 
   void run(const DeviceMoeInput& input, float* out);
 
  private:
+  void run_on_ranks(const DeviceMoeInput& input, float* out);
+  /// This rank's part of the sums of every token that it computes on, [T', H].
+  void run_partial(const DeviceMoeInput& computed, const DispatchedTokens& tokens, float* partial);
+  void normalize(float* out);
   void route(const DeviceMoeInput& input);
   void plan(const DeviceMoeInput& input);
   void run_experts(const DeviceMoeInput& input);
@@ -30,13 +36,21 @@ class DeviceForward {
   void run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout, const uint16_t* rows,
                  uint16_t* intermediate, float* y, int columns_index);
 
+  [[nodiscard]] const DeviceWeights::IdMap& id_map(const DeviceMoeInput& input) const noexcept {
+    return input.physical_ids ? weights_.physical : weights_.logical;
+  }
+  [[nodiscard]] bool runs_shared() const noexcept {
+    return weights_.shared.size() > 0 && !options_.skip_shared_experts;
+  }
+
   const DeviceWeights& weights_;
   const DeviceMoeOptions& options_;
+  DeviceExchange* exchange_;
   DeviceScratch& scratch_;
   StreamHandle stream_;
   const DeviceAttributes& attributes_;
   const DeviceKernels& kernels_;
-  int64_t num_tokens_ = 0;
+  int64_t num_tokens_ = 0;  // of the step that runs
   const int32_t* topk_ids_ = nullptr;
   const float* topk_weights_ = nullptr;
   const float* identity_ = nullptr;

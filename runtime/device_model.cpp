@@ -1,48 +1,59 @@
-// Layers of a model on a GPU, as `gantry run` and `gantry verify` use them.
+// Layers of a model on GPUs, as `gantry run` and `gantry verify` use them.
+
+#include "runtime/device_model.h"
 
 #include <algorithm>
 #include <chrono>
 
-#include "runtime/moe_model.h"
+#include "kernels/base/check.h"
 
 namespace gantry {
 namespace {
 
-constexpr int64_t kMaxChunkTokens = 4096;  // bounds the workspace: longer batches run in chunks
+// Nothing is taken for something else: an exchange that a GPU does not do is refused.
+void check_exchange(const MoeLayerWeights& weights, const FusedMoeOptions& options) {
+  if (weights.parallel.world_size() == 1) return;
+  const auto check = [&](bool possible, std::string_view what) {
+    GANTRY_CHECK(possible, ErrorCode::kUnsupported, "layer {}: GPUs: {}", weights.spec.layer, what);
+  };
+  check(options.exchange.kind != ExchangeKind::kAllToAll,
+        "all_to_all needs to know on the host how many tokens go where; GPUs run "
+        "allgather_reducescatter, whose sizes are fixed");
+  check(options.exchange.combine == CombineOrder::kRank,
+        "combine ordered needs one row a choice of other ranks; GPUs add sums of ranks");
+  check(options.exchange.slots == 0, "slots belong to messages of all_to_all and of the host");
+  check(!options.no_reduce, "no-reduce is for engines, which call DeviceMoeLayer themselves");
+}
 
 }  // namespace
 
-RankResult run_layer_on_device(MoeModel& model, int layer, const std::shared_ptr<Device>& device,
-                               const LoadOptions& load_options, const DeviceMoeOptions& options,
-                               const LayerBatch* batch, int repeat) {
-  const MoeLayerSpec& spec = *model.config().find_layer(layer);
-  const ExpertMap experts = ExpertMap::create(spec.num_experts, 1, Placement::kLinear);
-  const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
-  const size_t findings_before = model.report().findings().size();
-  RankResult result;
-  const MoeLayerWeights weights =
-      loader.load_layer(layer, {}, experts, load_options, model.report(), result.load);
-  if (batch == nullptr || model.report().findings().size() > findings_before) return result;
-
-  const DeviceMoeLayer moe(device, weights, experts, options);
-  const auto num_tokens = static_cast<int64_t>(batch->hidden_states.size()) / spec.hidden_size;
-  DeviceWorkspace workspace =
-      moe.make_workspace(std::clamp<int64_t>(num_tokens, 1, kMaxChunkTokens));
-  result.out.resize(batch->hidden_states.size());
-  const MoeInput input{.hidden_states = batch->hidden_states,
-                       .router_hidden_states = batch->router_hidden_states,
-                       .token_ids = batch->token_ids};
+void run_layer_on_device(const MoeLayerWeights& weights, const ExpertMap& experts,
+                         const FusedMoeOptions& options, const MoeInput& input, int64_t max_tokens,
+                         int repeat, const RankSetup& ranks, Communicator& world,
+                         RankResult& result) {
+  check_exchange(weights, options);
+  std::shared_ptr<DeviceCommunicator> device_world;
+  if (weights.parallel.world_size() > 1) {
+    device_world = ranks.make_device_world ? ranks.make_device_world(world)
+                                           : make_host_staged_communicator(world, ranks.device, {});
+  }
+  DeviceMoeOptions own = ranks.device_options;
+  own.threads = options.threads;
+  own.skip_shared_experts = options.skip_shared_experts;
+  own.batch_invariant = own.batch_invariant || options.batch_invariant;
+  const DeviceMoeLayer moe(ranks.device, weights, experts, own, device_world.get());
+  DeviceWorkspace workspace = moe.make_workspace(max_tokens);
   std::vector<double> times_us;
   for (int i = 0; i < repeat; ++i) {
     using Clock = std::chrono::steady_clock;
     const auto start = Clock::now();
     moe.forward_host(input, workspace, result.out);
     times_us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+    if (i == 0) result.moved = moe.bytes_moved();
   }
   std::sort(times_us.begin(), times_us.end());
   result.times.experts_us = times_us[times_us.size() / 2];
   result.tokens_per_expert = moe.last_tokens_per_expert(workspace);
-  return result;
 }
 
 }  // namespace gantry

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "runtime/device_exchange.h"
 #include "runtime/device_forward.h"
 #include "runtime/device_scratch.h"
 #include "runtime/device_weights.h"
@@ -22,10 +23,20 @@ int64_t DeviceWorkspace::bytes() const noexcept {
 }
 
 DeviceMoeLayer::DeviceMoeLayer(std::shared_ptr<Device> device, const MoeLayerWeights& weights,
-                               const ExpertMap& experts, DeviceMoeOptions options)
+                               const ExpertMap& experts, DeviceMoeOptions options,
+                               DeviceCommunicator* world)
     : device_(std::move(device)),
       options_(std::move(options)),
-      weights_(std::make_unique<DeviceWeights>(device_, weights, experts, options_.threads)) {}
+      weights_(std::make_unique<DeviceWeights>(device_, weights, experts, options_.threads)) {
+  const ParallelConfig& parallel = weights.parallel;
+  if (parallel.world_size() == 1) return;
+  GANTRY_CHECK(world != nullptr, ErrorCode::kInvalidArgument,
+               "layer {}: {} needs a device communicator, found none", weights.spec.layer,
+               describe(parallel));
+  exchange_ =
+      std::make_unique<DeviceExchange>(parallel, *world, options_.reduce, weights.spec.hidden_size,
+                                       weights.spec.routing.num_slots());
+}
 
 DeviceMoeLayer::~DeviceMoeLayer() = default;
 
@@ -36,7 +47,12 @@ int64_t DeviceMoeLayer::weight_bytes() const noexcept {
 DeviceWorkspace DeviceMoeLayer::make_workspace(int64_t max_num_tokens) const {
   GANTRY_CHECK(max_num_tokens > 0, ErrorCode::kInvalidArgument,
                "max_num_tokens: expected at least 1, found {}", max_num_tokens);
+  if (exchange_ != nullptr) exchange_->reserve(max_num_tokens);
   return {std::make_unique<DeviceScratch>(*weights_, max_num_tokens), max_num_tokens};
+}
+
+ExchangeBytes DeviceMoeLayer::bytes_moved() const noexcept {
+  return exchange_ == nullptr ? ExchangeBytes() : exchange_->bytes();
 }
 
 void DeviceMoeLayer::forward(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out,
@@ -46,18 +62,43 @@ void DeviceMoeLayer::forward(const DeviceMoeInput& input, DeviceWorkspace& works
   const auto from = [](auto* values, int64_t first) {
     return values == nullptr ? values : values + first;
   };
-  for (int64_t begin = 0; begin < input.num_tokens; begin += workspace.max_num_tokens_) {
+  std::vector<int64_t>& group_tokens = workspace.scratch_->group_tokens;
+  const int64_t longest = check_groups(input);
+  for (int64_t chunk = 0; chunk < longest; chunk += workspace.max_num_tokens_) {
+    const auto in_chunk = [&](int64_t tokens) {
+      return std::clamp<int64_t>(tokens - chunk, 0, workspace.max_num_tokens_);
+    };
+    group_tokens.clear();  // a group with fewer tokens takes part until the longest is done
+    for (const int64_t tokens : input.group_tokens)
+      group_tokens.push_back(in_chunk(tokens));
+    const int64_t begin = std::min(chunk, input.num_tokens);
     DeviceMoeInput part = input;
-    part.num_tokens = std::min(workspace.max_num_tokens_, input.num_tokens - begin);
+    part.num_tokens = in_chunk(input.num_tokens);
+    part.group_tokens = group_tokens;
     part.hidden_states = from(input.hidden_states, begin * spec.hidden_size);
     part.router_hidden_states = from(input.router_hidden_states, begin * spec.hidden_size);
     part.router_logits = from(input.router_logits, begin * spec.routing.num_experts);
     part.topk_ids = from(input.topk_ids, begin * k);
     part.topk_weights = from(input.topk_weights, begin * k);
     part.token_ids = from(input.token_ids, begin);
-    DeviceForward(*weights_, options_, *workspace.scratch_, stream)
-        .run(part, out + begin * spec.hidden_size);
+    DeviceForward(*weights_, options_, exchange_.get(), *workspace.scratch_, stream)
+        .run(part, from(out, begin * spec.hidden_size));
   }
+}
+
+// The most tokens of any token group: all ranks run as many chunks.
+int64_t DeviceMoeLayer::check_groups(const DeviceMoeInput& input) const {
+  const ParallelConfig& parallel = weights_->parallel;
+  if (parallel.dp_size == 1) return input.num_tokens;
+  GANTRY_CHECK(input.group_tokens.size() == static_cast<size_t>(parallel.dp_size),
+               ErrorCode::kInvalidArgument,
+               "group_tokens: expected those of {} token groups, found {}", parallel.dp_size,
+               input.group_tokens.size());
+  const int64_t own = input.group_tokens[static_cast<size_t>(parallel.dp_rank())];
+  GANTRY_CHECK(own == input.num_tokens, ErrorCode::kInvalidArgument,
+               "group_tokens: {} for token group {}, whose batch has {}", own, parallel.dp_rank(),
+               input.num_tokens);
+  return *std::max_element(input.group_tokens.begin(), input.group_tokens.end());
 }
 
 void DeviceMoeLayer::forward_host(const MoeInput& input, DeviceWorkspace& workspace,
@@ -85,10 +126,23 @@ void DeviceMoeLayer::forward_host(const MoeInput& input, DeviceWorkspace& worksp
   const int64_t h = spec.hidden_size;
   const int64_t k = spec.routing.num_slots();
   const auto num_tokens = static_cast<int64_t>(input.hidden_states.size()) / h;
-  for (int64_t begin = 0; begin < num_tokens; begin += workspace.max_num_tokens_) {
-    const int64_t count = std::min(workspace.max_num_tokens_, num_tokens - begin);
+  std::vector<int64_t> group_tokens;
+  int64_t longest = num_tokens;
+  if (exchange_ != nullptr) {
+    group_tokens = exchange_->gather_counts(num_tokens, scratch, stream.handle());
+    longest = *std::max_element(group_tokens.begin(), group_tokens.end());
+  }
+  std::vector<int64_t> chunk_tokens(group_tokens.size());
+  for (int64_t chunk = 0; chunk < longest; chunk += workspace.max_num_tokens_) {
+    const auto in_chunk = [&](int64_t tokens) {
+      return std::clamp<int64_t>(tokens - chunk, 0, workspace.max_num_tokens_);
+    };
+    std::transform(group_tokens.begin(), group_tokens.end(), chunk_tokens.begin(), in_chunk);
+    const int64_t begin = std::min(chunk, num_tokens);
+    const int64_t count = in_chunk(num_tokens);
     DeviceMoeInput part;
     part.num_tokens = count;
+    part.group_tokens = chunk_tokens;
     part.hidden_states = send(scratch.host_x, input.hidden_states, begin, count, h);
     part.router_hidden_states =
         send(scratch.host_router_x, input.router_hidden_states, begin, count, h);
@@ -101,7 +155,11 @@ void DeviceMoeLayer::forward_host(const MoeInput& input, DeviceWorkspace& worksp
     forward(part, workspace, scratch.host_out, stream.handle());
     device_->copy_out(out.data() + begin * h, scratch.host_out,
                       static_cast<size_t>(count * h) * sizeof(float), stream.handle());
-    device_->synchronize(stream.handle());
+    if (exchange_ != nullptr) {
+      exchange_->world().wait(stream.handle());  // not for ever
+    } else {
+      device_->synchronize(stream.handle());
+    }
   }
 }
 
@@ -111,7 +169,7 @@ std::vector<int64_t> DeviceMoeLayer::last_tokens_per_expert(
   std::vector<int64_t> tokens(static_cast<size_t>(weights_->spec.num_experts), 0);
   std::vector<int32_t> rows(static_cast<size_t>(scratch.last_choices));
   std::vector<int32_t> ids(rows.size());
-  if (rows.empty()) return tokens;
+  if (rows.empty() || weights_->parallel.tp_rank() != 0) return tokens;
   const size_t bytes = rows.size() * sizeof(int32_t);
   device_->copy_out(rows.data(), scratch.choice_row, bytes, nullptr);
   device_->copy_out(ids.data(), scratch.last_ids, bytes, nullptr);

@@ -6,12 +6,14 @@
 namespace gantry {
 
 DeviceScratch::DeviceScratch(const DeviceWeights& weights, int64_t max_num_tokens)
-    : max_tokens(max_num_tokens) {
+    : max_tokens(max_num_tokens), max_all(max_num_tokens * weights.parallel.dp_size) {
   const MoeLayerSpec& spec = weights.spec;
   const int64_t t = max_tokens;
   const int64_t h = spec.hidden_size;
   const int64_t he = spec.expert_hidden_size;
-  const int64_t choices = t * spec.routing.num_slots();
+  const int64_t all = max_all;
+  const int64_t choices = all * spec.routing.num_slots();
+  const bool groups = weights.parallel.dp_size > 1;
   const int64_t shared_tokens = weights.shared.size() > 0 ? align_to(t, kTokenTile) : 0;
   max_rows = RowPlan::max_rows(choices, weights.num_slots);
 
@@ -27,13 +29,19 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, int64_t max_num_token
   };
   slice(router_input, spec.router_input_norm ? t * h : 0);
   slice(logits, t * spec.routing.num_experts);
-  slice(topk_ids, choices);
-  slice(topk_weights, choices);
+  slice(topk_ids, t * spec.routing.num_slots());
+  slice(topk_weights, t * spec.routing.num_slots());
   slice(identity, t);
   slice(gate, t);
-  slice(expert_input, spec.has_latent() ? t * he : 0);
-  slice(latent_sum, spec.has_latent() ? t * he : 0);
-  slice(base, spec.has_latent() ? t * h : 0);
+  slice(expert_input, spec.has_latent() ? all * he : 0);
+  slice(latent_sum, spec.has_latent() ? all * he : 0);
+  slice(base, spec.has_latent() ? all * h : 0);
+  slice(all_x, groups ? all * h : 0);
+  slice(all_ids, groups ? choices : 0);
+  slice(all_weights, groups ? choices : 0);
+  slice(partial, groups ? all * h : 0);
+  slice(own_sum, groups ? ceil_div(t, int64_t{weights.parallel.token_group_size()}) * h : 0);
+  slice(token_counts, weights.parallel.world_size() > 1 ? weights.parallel.world_size() : 0);
   const int64_t chunks = ceil_div(choices, int64_t{RowPlan::kChunk});
   slice(chunk_rows, (chunks + 1) * weights.num_slots);
   slice(choice_row, choices);

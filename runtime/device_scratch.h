@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/plan_kernel.h"
@@ -13,7 +14,8 @@ namespace gantry {
 struct DeviceScratch {
   DeviceScratch(const DeviceWeights& weights, int64_t max_num_tokens);
 
-  int64_t max_tokens;
+  int64_t max_tokens;    ///< T: of a batch, or of a rank's token group
+  int64_t max_all;       ///< of all token groups, which a rank may have to compute on
   int64_t max_rows = 0;  ///< of all experts, with padding
   DeviceBuffer memory;
 
@@ -26,6 +28,13 @@ struct DeviceScratch {
   float* expert_input = nullptr;  // [T, He] with a latent projection
   float* latent_sum = nullptr;    // [T, He]
   float* base = nullptr;          // [T, H] routed experts after the latent projection
+  // With several token groups: the tokens of all of them, in the order of groups
+  float* all_x = nullptr;           // [all, H]
+  int32_t* all_ids = nullptr;       // [all, K]
+  float* all_weights = nullptr;     // [all, K]
+  float* partial = nullptr;         // [all, H] this rank's sums
+  float* own_sum = nullptr;         // [own, H]
+  int64_t* token_counts = nullptr;  // [ranks]
   // Routed experts
   int32_t* chunk_rows = nullptr;
   int32_t* choice_row = nullptr;
@@ -41,7 +50,8 @@ struct DeviceScratch {
   float* shared_y = nullptr;  // [T, H]
   // Of the last call, for who looks at it afterwards
   int64_t last_choices = 0;
-  const int32_t* last_ids = nullptr;  // [last_choices] in scratch or the caller's
+  std::vector<int64_t> group_tokens{};  // of a chunk
+  const int32_t* last_ids = nullptr;    // [last_choices] in scratch or the caller's
   // forward_host
   float* host_x = nullptr;
   float* host_router_x = nullptr;

@@ -41,8 +41,9 @@ void pack_matrix_tiles(const PackedLayout& layout, const DeviceMatrix& matrix,
   });
 }
 
+// Each rank of a TP group has w2's whole bias; the first one adds it.
 void pack_slot(const SlotLayout& host, const DeviceSlotLayout& layout, const std::byte* slot,
-               const Threads& threads, std::byte* target) {
+               bool adds_w2_bias, const Threads& threads, std::byte* target) {
   std::memset(target, 0, static_cast<size_t>(layout.stride_bytes));
   pack_matrix_tiles(host.w13_panels, layout.w13, slot + host.w13.offset, threads, target);
   pack_matrix_tiles(host.w2_panels, layout.w2, slot + host.w2.offset, threads,
@@ -50,13 +51,14 @@ void pack_slot(const SlotLayout& host, const DeviceSlotLayout& layout, const std
   if (!host.bias) return;
   std::memcpy(target + layout.b13_offset, slot + host.b13.offset,
               static_cast<size_t>(host.b13.bytes));
+  if (!adds_w2_bias) return;
   std::memcpy(target + layout.b2_offset, slot + host.b2.offset, static_cast<size_t>(host.b2.bytes));
 }
 
 // Two pieces of pinned memory, each with its stream: one is packed while the other is copied.
 DeviceBuffer upload_slots(const std::shared_ptr<Device>& device, const SlotLayout& host,
                           const DeviceSlotLayout& layout, const std::byte* slots, int64_t count,
-                          const Threads& threads) {
+                          bool adds_w2_bias, const Threads& threads) {
   const auto bytes = static_cast<size_t>(layout.stride_bytes);
   DeviceBuffer target(device, static_cast<size_t>(count) * bytes);
   std::array<PinnedBuffer, 2> staging = {PinnedBuffer(device, bytes), PinnedBuffer(device, bytes)};
@@ -64,7 +66,8 @@ DeviceBuffer upload_slots(const std::shared_ptr<Device>& device, const SlotLayou
   for (int64_t s = 0; s < count; ++s) {
     const auto turn = static_cast<size_t>(s % 2);
     device->synchronize(streams[turn].handle());
-    pack_slot(host, layout, slots + s * host.stride_bytes, threads, staging[turn].data());
+    pack_slot(host, layout, slots + s * host.stride_bytes, adds_w2_bias, threads,
+              staging[turn].data());
     device->copy_in(target.data() + s * layout.stride_bytes, staging[turn].data(), bytes,
                     streams[turn].handle());
   }
@@ -82,9 +85,13 @@ DeviceSlotLayout layout_of(const SlotLayout& host, int layer, std::string_view w
 
 void check_supported(const MoeLayerWeights& weights) {
   const MoeLayerSpec& spec = weights.spec;
-  GANTRY_CHECK(weights.parallel.world_size() == 1, ErrorCode::kUnsupported,
-               "layer {}: the GPU layer runs one rank, found tp {} x ep {}", spec.layer,
-               weights.parallel.tp_size, weights.parallel.ep_size);
+  GANTRY_CHECK(!weights.parallel.sequence_parallel, ErrorCode::kUnsupported,
+               "layer {}: on GPUs every rank of a token group has all of its tokens; sequence "
+               "parallel ranks have parts",
+               spec.layer);
+  GANTRY_CHECK(weights.num_slots > 0, ErrorCode::kUnsupported,
+               "layer {}: rank {} holds no expert, which GPU kernels cannot plan for", spec.layer,
+               weights.parallel.rank);
   GANTRY_CHECK(spec.routing.method != RoutingMethod::kCustom, ErrorCode::kUnsupported,
                "layer {}: custom routing is a host function; hand in topk_ids and topk_weights",
                spec.layer);
@@ -99,17 +106,24 @@ void check_supported(const MoeLayerWeights& weights) {
 
 DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeights& weights,
                              const ExpertMap& experts, const Threads& threads)
-    : device(std::move(target)), spec(weights.spec), num_slots(weights.num_slots) {
+    : device(std::move(target)),
+      spec(weights.spec),
+      parallel(weights.parallel),
+      num_slots(weights.num_slots) {
   check_supported(weights);
-  GANTRY_CHECK(experts.num_experts() == spec.num_experts && experts.num_slots(0) == num_slots,
+  const int ep_rank = parallel.ep_rank();
+  GANTRY_CHECK(experts.num_experts() == spec.num_experts && experts.ep_size() == parallel.ep_size &&
+                   experts.num_slots(ep_rank) == num_slots,
                ErrorCode::kInvalidArgument, "layer {}: weights were loaded for another expert map",
                spec.layer);
   layout = layout_of(weights.layout, spec.layer, "experts");
-  slots = upload_slots(device, weights.layout, layout, weights.slots.data(), num_slots, threads);
+  const bool adds_w2_bias = parallel.tp_rank() == 0;
+  slots = upload_slots(device, weights.layout, layout, weights.slots.data(), num_slots,
+                       adds_w2_bias, threads);
   if (weights.shared.size() > 0) {
     shared_layout = layout_of(weights.shared_layout, spec.layer, "shared experts");
     shared = upload_slots(device, weights.shared_layout, shared_layout, weights.shared.data(), 1,
-                          threads);
+                          adds_w2_bias, threads);
   }
   router = upload(device, weights.router);
   router_bias = upload(device, weights.router_bias);
@@ -127,11 +141,11 @@ DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeigh
 
   std::vector<int32_t> ranks(static_cast<size_t>(spec.num_experts));
   std::iota(ranks.begin(), ranks.end(), 0);
-  logical = upload_ids(device, experts.computed_slots(0), ranks);
+  logical = upload_ids(device, experts.computed_slots(ep_rank), ranks);
   std::vector<int32_t> physical_slots;
   ranks.clear();
   for (int p = 0; p < experts.num_physical(); ++p) {
-    physical_slots.push_back(experts.slot(p));
+    physical_slots.push_back(experts.owner(p) == ep_rank ? experts.slot(p) : -1);
     ranks.push_back(experts.logical(p));
   }
   physical = upload_ids(device, physical_slots, ranks);

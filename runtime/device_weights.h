@@ -24,6 +24,7 @@ struct DeviceWeights {
 
   std::shared_ptr<Device> device;
   MoeLayerSpec spec;
+  ParallelConfig parallel;
   int64_t num_slots = 0;  ///< L
   DeviceSlotLayout layout;
   DeviceBuffer slots;
@@ -45,7 +46,8 @@ struct DeviceWeights {
   DeviceBuffer latent_out_bias;
   int64_t vocab = 0;
 
-  /// Of logical ids, and of physical ones: slot or -1, and place in the order of summation.
+  /// Of logical ids, and of physical ones: slot or -1 (another rank computes it), and place in the
+  /// order of summation. Of several copies of an expert the first one computes.
   struct IdMap {
     DeviceBuffer slot;
     DeviceBuffer rank;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/base/check.h"
+#include "runtime/device_model.h"
 #include "runtime/rank_results.h"
 
 namespace gantry {
@@ -79,7 +80,6 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
     begin_phase("forward");
     FusedMoeOptions own_options = options;
     own_options.threads = share(options.threads);
-    FusedMoeLayer moe(std::move(weights), experts, own_options, &world);
     const auto h = spec.hidden_size;
     const auto num_tokens = static_cast<int64_t>(batch->hidden_states.size()) / h;
     const Slice tokens = tokens_of(own, num_tokens);
@@ -98,8 +98,14 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
     result.out.resize(static_cast<size_t>(tokens.size() * h));
     ParallelConfig first = own;  // which has the most tokens
     first.rank = 0;
-    Workspace workspace = moe.make_workspace(
-        std::clamp<int64_t>(tokens_of(first, num_tokens).size(), 1, kMaxChunkTokens));
+    const auto max_tokens =
+        std::clamp<int64_t>(tokens_of(first, num_tokens).size(), 1, kMaxChunkTokens);
+    if (ranks.device != nullptr) {
+      return run_layer_on_device(weights, experts, own_options, input, max_tokens, repeat, ranks,
+                                 world, result);
+    }
+    FusedMoeLayer moe(std::move(weights), experts, own_options, &world);
+    Workspace workspace = moe.make_workspace(max_tokens);
     std::vector<ForwardTimes> times;
     for (int i = 0; i < repeat; ++i) {
       moe.forward(input, workspace, result.out);

@@ -60,6 +60,13 @@ struct RankSetup {
   /// Called with "load" or "forward" and the layer when a rank begins with that; with threads for
   /// ranks, from each of them. May be empty.
   std::function<void(const char* phase, int layer)> on_phase;
+  /// The GPU that runs this process' ranks, with bf16 activations; null: the CPU. Times are then
+  /// those of whole calls, with the copies of the batch in and out.
+  std::shared_ptr<Device> device{};
+  DeviceMoeOptions device_options{};
+  /// What moves memory of `device` over the ranks of `world`; called by every rank for every layer.
+  /// Empty: staged in the host's memory.
+  std::function<std::shared_ptr<DeviceCommunicator>(Communicator& world)> make_device_world{};
 };
 
 /// Loads one layer on every rank of `parallel` and, where there is a batch, runs it `repeat` times
@@ -73,12 +80,6 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
                                            const LoadOptions& load_options,
                                            const FusedMoeOptions& options, const LayerBatch* batch,
                                            int repeat = 1, const RankSetup& ranks = {});
-
-/// The same on one GPU: one rank, all experts. Times are those of whole calls, with the copies of
-/// the batch in and out.
-RankResult run_layer_on_device(MoeModel& model, int layer, const std::shared_ptr<Device>& device,
-                               const LoadOptions& load_options, const DeviceMoeOptions& options,
-                               const LayerBatch* batch, int repeat = 1);
 
 /// The whole output [T, H] from the ranks that lead their token groups; of sequence parallel ranks,
 /// from all of them.

@@ -81,9 +81,9 @@ const std::vector<float>& expected_output(MoeModel& model, const MoeLayerSpec& s
 VerifyResult verify_model(MoeModel& model, const Reference* reference,
                           const VerifySettings& settings,
                           const std::function<void(const BlockResult&)>& on_block) {
-  GANTRY_CHECK(settings.device == nullptr || (settings.parallel.world_size() == 1 &&
-                                              settings.activations == ActivationDType::kBF16),
-               ErrorCode::kUnsupported, "a GPU runs one rank with bf16 activations");
+  GANTRY_CHECK(settings.ranks.device == nullptr || settings.activations == ActivationDType::kBF16,
+               ErrorCode::kUnsupported, "GPU kernels take bf16 activations, found {}",
+               to_string(settings.activations));
   VerifyResult verified;
   for (const MoeLayerSpec& spec : model.config().layers) {
     const ReferenceBlock* block = nullptr;
@@ -107,16 +107,9 @@ VerifyResult verify_model(MoeModel& model, const Reference* reference,
       }
     }
     const LayerBatch* input = block == nullptr ? nullptr : &batch;
-    std::vector<RankResult> results;
-    if (settings.device == nullptr) {
-      results = run_layer_on_ranks(model, spec.layer, settings.parallel, settings.placement,
-                                   settings.load, options, input, 1, settings.ranks);
-    } else {
-      DeviceMoeOptions device_options = settings.device_options;
-      device_options.skip_shared_experts = options.skip_shared_experts;
-      results = {run_layer_on_device(model, spec.layer, settings.device, settings.load,
-                                     device_options, input)};
-    }
+    const std::vector<RankResult> results =
+        run_layer_on_ranks(model, spec.layer, settings.parallel, settings.placement, settings.load,
+                           options, input, 1, settings.ranks);
     for (const RankResult& result : results) {
       verified.load += result.load;
       verified.moved += result.moved;

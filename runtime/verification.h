@@ -26,9 +26,6 @@ struct VerifySettings {
   bool no_reduce = false;  ///< ranks leave their parts to be added here (dp_size 1)
   bool batch_invariant = false;
   LoadOptions load;
-  /// A GPU that runs the layers instead of the CPU: one rank, bf16 activations.
-  std::shared_ptr<Device> device{};
-  DeviceMoeOptions device_options{};
 };
 
 /// 1e-5 for f32, 1e-2 for bf16: f32 sums of a few thousand terms stay below 1e-6; rounding to bf16

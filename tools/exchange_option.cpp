@@ -20,9 +20,10 @@ void add_exchange_options(CLI::App& app, ExchangeOption& option) {
                  "added in ascending expert id, for bits that do not depend on --ep")
       ->check(CLI::IsMember({"rank", "ordered"}))
       ->capture_default_str();
-  app.add_option("--reduce", option.reduce,
-                 "how sums of ranks are added: in rank order (native is refused: no communicator "
-                 "has a reduction of its own here)")
+  app.add_option(
+         "--reduce", option.reduce,
+         "how sums of ranks are added: in rank order, or (native, on GPUs) as the transport "
+         "does it, whose order may change from run to run")
       ->check(CLI::IsMember({"rank", "native"}))
       ->capture_default_str();
   app.add_flag("--no-reduce", option.no_reduce,
@@ -42,13 +43,14 @@ ParallelConfig ExchangeOption::config(ParallelConfig parallel) const {
   return parallel;
 }
 
-void ExchangeOption::apply(const ParallelConfig& parallel, FusedMoeOptions& options) const {
+void ExchangeOption::apply(const ParallelConfig& parallel, bool on_gpu,
+                           FusedMoeOptions& options) const {
   const auto check = [&](bool possible, std::string_view what) {
     GANTRY_CHECK(possible, ErrorCode::kInvalidArgument, "{}", what);
   };
-  check(reduce == "rank",
-        "--reduce native: no communicator has a reduction of its own here; sums of ranks are added "
-        "in rank order, so that every run has the same bits");
+  check(reduce == "rank" || on_gpu,
+        "--reduce native: no communicator of host memory has a reduction of its own here; sums of "
+        "ranks are added in rank order, so that every run has the same bits");
   check(!no_reduce || parallel.dp_size == 1,
         "--no-reduce with --dp: the tokens of an engine that dispatches itself are needed, and "
         "this command is none");
@@ -70,8 +72,16 @@ std::string ExchangeOption::text() const {
 }
 
 std::string describe_exchange(const ExchangeOption& option, const ParallelConfig& parallel,
-                              int64_t top_k) {
+                              bool on_gpu, int64_t top_k) {
   if (parallel.world_size() == 1) return {};
+  if (on_gpu) {
+    return fmt::format(
+        "exchange: allgather_reducescatter (the one of GPUs); combine {}; sums of "
+        "ranks {}",
+        option.combine,
+        option.reduce == "native" ? "in the transport's own order (--reduce native)"
+                                  : "in rank order");
+  }
   if (option.no_reduce) return "exchange: none (--no-reduce): ranks keep their parts of the sums";
   const ExchangeChoice choice =
       choose_exchange(parse_exchange_kind(option.exchange), parallel, top_k);

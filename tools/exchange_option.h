@@ -23,7 +23,7 @@ struct ExchangeOption {
   /// The same ranks with sequence_parallel as asked.
   [[nodiscard]] ParallelConfig config(ParallelConfig parallel) const;
   /// @throws Error kInvalidArgument naming what cannot be done together, and why
-  void apply(const ParallelConfig& parallel, FusedMoeOptions& options) const;
+  void apply(const ParallelConfig& parallel, bool on_gpu, FusedMoeOptions& options) const;
   /// All of it, for comparison between ranks.
   [[nodiscard]] std::string text() const;
 };
@@ -32,6 +32,6 @@ void add_exchange_options(CLI::App& app, ExchangeOption& option);
 
 /// "exchange all_to_all (as asked), combine rank, sums in rank order"; empty for a single rank.
 std::string describe_exchange(const ExchangeOption& option, const ParallelConfig& parallel,
-                              int64_t top_k);
+                              bool on_gpu, int64_t top_k);
 
 }  // namespace gantry::cli

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in four parts of under 8 minutes each. Needs a driver and, unless the
+# Everything that needs a GPU, in five parts of under 8 minutes each. Needs a driver and, unless the
 # programs are there already, nvcc.
 #
 #   tools/gpu_check.sh 1        kernels and goldens on the GPU
 #   tools/gpu_check.sh 2        quantized checkpoints of GANTRY_QUANT_DIR and the tree, the command
 #   tools/gpu_check.sh 3        compute-sanitizer: memcheck and racecheck
 #   tools/gpu_check.sh 4        times of whole calls of a Qwen3-30B-A3B layer, copies included
+#   tools/gpu_check.sh 5        several ranks: device memory over the host and over NCCL
 #   tools/gpu_check.sh build    builds what the parts run
 #
 # GANTRY_BUILD_DIR (default build/cuda) has the programs; GANTRY_GPU (default cuda:0) names the GPU.
@@ -23,7 +24,8 @@ step() { printf '\n==== %s (%d s)\n' "$1" "$SECONDS"; }
 build_programs() {
   [[ -x /usr/local/cuda/bin/nvcc ]] && export PATH="/usr/local/cuda/bin:$PATH"
   cmake --preset cuda -D GANTRY_BUILD_BENCH=OFF -B "$build"
-  cmake --build "$build" --target device_kernels_test device_golden_test gantry
+  cmake --build "$build" --target device_kernels_test device_golden_test gantry \
+    communicator_nccl_test $([[ -d "$build/tests/mp/CMakeFiles/communicator_mpi_test.dir" ]] && echo communicator_mpi_test)
 }
 
 # A part of the list must not pass because nothing ran.
@@ -84,12 +86,14 @@ part_4() {
   done
 }
 
+part_5() { GANTRY_BUILD_DIR="$build" GANTRY_GPU="$gpu" tools/gpu_check_nccl.sh; }
+
 case "${1:-}" in
   build) build_programs ;;
-  1|2|3|4)
+  1|2|3|4|5)
     [[ -x "$kernels_test" && -x "$golden_test" && -x "$gantry" ]] || build_programs
     "part_$1"
     step "part $1 passed"
     ;;
-  *) echo "gpu_check.sh: expected build, 1, 2, 3 or 4, found '${1:-}'" >&2; exit 2 ;;
+  *) echo "gpu_check.sh: expected build or 1 to 5, found '${1:-}'" >&2; exit 2 ;;
 esac

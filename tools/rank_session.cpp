@@ -109,6 +109,7 @@ void RankSession::start(ParallelOptions& parallel, CommonOptions& common) {
     print_work_on_sigterm("gantry: ");
     return;
   }
+  local_rank_ = world.local_rank;
   log_as_rank(world.rank);
   print_work_on_sigterm(fmt::format("gantry: rank {}: ", world.rank));
   common.silent = world.rank != 0;
@@ -148,8 +149,10 @@ void RankSession::share_cpus(CommonOptions& common) const {
 }
 
 RankSetup RankSession::setup() const {
-  return {.world = world_.get(),
-          .on_phase = [](const char* phase, int layer) { note_work(phase, layer); }};
+  RankSetup setup;
+  setup.world = world_.get();
+  setup.on_phase = [](const char* phase, int layer) { note_work(phase, layer); };
+  return setup;
 }
 
 Avx512Dot RankSession::agreed_avx512_dot() const {

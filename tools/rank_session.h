@@ -50,6 +50,8 @@ class RankSession {
   /// Null where ranks are threads.
   [[nodiscard]] Communicator* world() const noexcept { return world_.get(); }
   [[nodiscard]] int rank() const noexcept { return world_ ? world_->rank() : 0; }
+  /// Among the ranks of this host.
+  [[nodiscard]] int local_rank() const noexcept { return local_rank_; }
   /// What the runtime needs to know of this.
   [[nodiscard]] RankSetup setup() const;
 
@@ -75,6 +77,7 @@ class RankSession {
  private:
   void share_cpus(CommonOptions& common) const;
 
+  int local_rank_ = 0;
   std::unique_ptr<MpiSession> mpi_;
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Watchdog> stall_watchdog_;

@@ -33,7 +33,7 @@ struct RunOptions {
   std::string input;
   std::string output;
   std::string activations;  // empty: as the checkpoint declares
-  std::string device = "cpu";
+  DeviceOption device;
   bool batch_invariant = false;
   int repeat = 3;
   uint64_t seed = 0;
@@ -170,7 +170,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   const ParallelConfig parallel = options.exchange.config(options.parallel.config());
   const LayerRange range = parse_layer_range(options.layers);
   GANTRY_CHECK(options.tokens >= 0, ErrorCode::kInvalidArgument, "--tokens: expected at least 0");
-  const auto device = open_chosen_device(options.device, parallel, options.activations, output);
+  const auto device = open_chosen_device(options.device, options.activations, ranks, output);
   MoeModel model(options.directory, /*names_only=*/false);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);
@@ -203,7 +203,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   run.activations = activations.dtype;
   run.avx512_dot = ranks.agreed_avx512_dot();
   run.batch_invariant = options.batch_invariant;
-  options.exchange.apply(parallel, run);
+  options.exchange.apply(parallel, device != nullptr, run);
   ranks.check_agreement(
       options.parallel, &model.checkpoint(),
       {{"command", "run"},
@@ -212,13 +212,15 @@ int run_run(const RunOptions& options, RankSession& ranks) {
                              to_string(digest_of(std::as_bytes(std::span(hidden)))))},
        {"repeat", std::to_string(options.repeat)},
        {"exchange", options.exchange.text()},
+       {"device", options.device.text()},
        {"batch invariant", options.batch_invariant ? "yes" : "no"},
        {"activations", activations.text},
        {"AVX-512 flavour", flavour_name(run.avx512_dot)}});
   output.text(fmt::format("{} tokens, activations {}, {} thread(s)", num_tokens, activations.text,
                           load.threads.resolved_count()));
   if (parallel.world_size() > 1) {
-    output.text(describe_exchange(options.exchange, parallel, layers[0].routing.num_slots()));
+    output.text(describe_exchange(options.exchange, parallel, device != nullptr,
+                                  layers[0].routing.num_slots()));
   }
   if (parallel.ep_size > 1) {
     output.text(fmt::format(
@@ -243,15 +245,13 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   }
   ProgressMeter progress("load", plan_bytes, options.common);
   load.progress = [&](int64_t bytes) { progress.add(bytes); };
+  const RankSetup setup =
+      setup_of(ranks, options.device, options.exchange, options.parallel.launch, device);
   for (const MoeLayerSpec& spec : layers) {
     const std::vector<int32_t> token_ids = made_up_token_ids(spec, num_tokens);
     const LayerBatch batch{hidden, token_ids, {}};
-    const std::vector<RankResult> results =
-        device == nullptr ? run_layer_on_ranks(model, spec.layer, parallel, placement, load, run,
-                                               &batch, options.repeat, ranks.setup())
-                          : std::vector<RankResult>{run_layer_on_device(
-                                model, spec.layer, device, load, {.threads = load.threads}, &batch,
-                                options.repeat)};
+    const std::vector<RankResult> results = run_layer_on_ranks(
+        model, spec.layer, parallel, placement, load, run, &batch, options.repeat, setup);
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;

@@ -27,7 +27,7 @@ struct VerifyOptions {
   bool names_only = false;
   std::string reference;
   std::string activations;  // empty: as the checkpoint declares
-  std::string device = "cpu";
+  DeviceOption device;
   double tolerance = 0.0;  // 0: the default of the activations
   size_t max_findings = 50;
   std::vector<std::string> allow;
@@ -109,7 +109,7 @@ void print_block(const BlockResult& block, const Output& output) {
 int run_verify(const VerifyOptions& options, RankSession& ranks) {
   const Output output(options.common);
   const ParallelConfig parallel = options.exchange.config(options.parallel.config());
-  const auto device = open_chosen_device(options.device, parallel, options.activations, output);
+  const auto device = open_chosen_device(options.device, options.activations, ranks, output);
   MoeModel model(options.directory, options.names_only);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);
@@ -126,6 +126,7 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
        {"reference", options.reference.empty() ? "no" : "yes"},
        {"activations", options.activations.empty() ? "as declared" : options.activations},
        {"exchange", options.exchange.text()},
+       {"device", options.device.text()},
        {"batch invariant", options.batch_invariant ? "yes" : "no"},
        {"AVX-512 flavour", flavour_name(avx512_dot)}});
   print_counts(model.tensors().counts(), output);
@@ -141,14 +142,17 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   output.event("activations",
                {{"dtype", to_string(activations.dtype)}, {"text", activations.text}});
   FusedMoeOptions moving;
-  options.exchange.apply(parallel, moving);
+  options.exchange.apply(parallel, device != nullptr, moving);
   if (parallel.world_size() > 1 && !config.layers.empty()) {
-    output.text(
-        describe_exchange(options.exchange, parallel, config.layers[0].routing.num_slots()));
+    output.text(describe_exchange(options.exchange, parallel, device != nullptr,
+                                  config.layers[0].routing.num_slots()));
   }
   if (options.matrix) {
     GANTRY_CHECK(reference.has_value() && parallel.world_size() == 1, ErrorCode::kInvalidArgument,
                  "--matrix: expected --reference, and no --tp, --ep or --dp: it runs them all");
+    GANTRY_CHECK(device == nullptr, ErrorCode::kInvalidArgument,
+                 "--matrix with --device {}: it runs exchanges that GPUs do not have",
+                 options.device.device);
     VerifySettings settings;
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
@@ -161,13 +165,12 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
     ProgressMeter progress("verify", bytes_of_experts(model), options.common);
     VerifySettings settings;
     settings.parallel = parallel;
-    settings.ranks = ranks.setup();
+    settings.ranks =
+        setup_of(ranks, options.device, options.exchange, options.parallel.launch, device);
     settings.avx512_dot = avx512_dot;
     settings.placement = options.parallel.placement_of(config);
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
-    settings.device = device;
-    settings.device_options.threads = options.common.make_threads();
     settings.exchange = moving.exchange;
     settings.no_reduce = moving.no_reduce;
     settings.batch_invariant = options.batch_invariant;

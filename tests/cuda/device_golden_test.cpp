@@ -26,8 +26,8 @@ class DeviceGoldenTest : public testing::TestWithParam<Golden> {
     VerifySettings settings;
     settings.activations = ActivationDType::kBF16;
     settings.load.threads.count = 2;
-    settings.device = device;
-    settings.device_options = options;
+    settings.ranks.device = device;
+    settings.ranks.device_options = options;
     const VerifyResult result = verify_model(model, &reference, settings, {});
     EXPECT_TRUE(model.report().ok()) << summarize(model.report(), 10);
     EXPECT_EQ(result.blocks.size(), reference.blocks.size());
