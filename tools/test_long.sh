@@ -32,6 +32,9 @@ test_many_trials() {
   local tests='mutation|rebalance|crash|token_exchange|rank_layouts'
   GANTRY_TRIALS="$trials" ctest --preset cpu --tests-regex "$tests" \
     --no-tests=error --timeout 36000
+  step "every golden checkpoint on ranks with emulated devices"
+  GANTRY_ALL_GOLDENS=1 ctest --preset cpu --tests-regex '^device_ranks$' --no-tests=error \
+    --timeout 36000
 }
 
 # Every golden checkpoint over processes, and ranks that are killed and stopped at random points.

@@ -49,7 +49,8 @@ function(gantry_add_shared_library)
                                                      $<INSTALL_INTERFACE:include/gantry>)
   target_link_libraries(gantry_shared PRIVATE $<BUILD_INTERFACE:fmt::fmt>
                                               $<BUILD_INTERFACE:spdlog::spdlog>
-                                              $<BUILD_INTERFACE:OpenMP::OpenMP_CXX>)
+                                              $<BUILD_INTERFACE:OpenMP::OpenMP_CXX>
+                                              ${CMAKE_DL_LIBS})
   if(GANTRY_HAVE_CUDA)
     target_link_libraries(gantry_shared PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
   endif()
