@@ -42,9 +42,11 @@ class DeviceRankBatchesTest : public DeviceTest {
 
   using Body = std::function<void(const DeviceMoeLayer& layer, const ParallelConfig& own,
                                   DeviceCommunicator& world, const ExpertMap& experts)>;
-  void run_ranks(ParallelConfig config, const Body& body) {
-    const ExpertMap experts =
-        ExpertMap::create(spec.num_experts, config.ep_size, Placement::kRoundRobin);
+  void run_ranks(const ParallelConfig& config, const Body& body) {
+    run_ranks(config, ExpertMap::create(spec.num_experts, config.ep_size, Placement::kRoundRobin),
+              body);
+  }
+  void run_ranks(const ParallelConfig& config, const ExpertMap& experts, const Body& body) {
     run_local_ranks(config.world_size(), [&](Communicator& host) {
       ParallelConfig own = config;
       own.rank = host.rank();
@@ -125,6 +127,24 @@ TEST_F(DeviceRankBatchesTest, RanksComputeThePhysicalIdsThatTheyHold) {
         {.hidden_states = x, .topk_ids = physical, .topk_weights = w, .physical_ids = true},
         workspace, physical_out);
     EXPECT_EQ(logical_out, physical_out) << rng.seed();
+  });
+}
+
+TEST_F(DeviceRankBatchesTest, OfSeveralCopiesOfAnExpertOneComputes) {
+  std::vector<int32_t> physical_to_logical;
+  for (int32_t expert = 0; expert < spec.num_experts; ++expert)
+    physical_to_logical.push_back(expert);
+  for (const int32_t copied : {0, 1, 0})  // P is no multiple of the ranks either
+    physical_to_logical.push_back(copied);
+  const ExpertMap experts =
+      ExpertMap::with_redundancy(spec.num_experts, physical_to_logical, 2, Placement::kRoundRobin);
+  const std::vector<float> x = rng.normals(static_cast<size_t>(9 * spec.hidden_size));
+  const std::vector<float> alone = expected(x);
+  run_ranks({.ep_size = 2}, experts, [&](const DeviceMoeLayer& layer, auto&, auto&, auto&) {
+    DeviceWorkspace workspace = layer.make_workspace(9);
+    std::vector<float> out(x.size());
+    layer.forward_host({.hidden_states = x}, workspace, out);
+    EXPECT_LE(relative_error(out, alone), 1e-6) << rng.seed();
   });
 }
 
