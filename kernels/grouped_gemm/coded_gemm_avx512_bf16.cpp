@@ -31,6 +31,10 @@ void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept {
   coded_gemm<DotMultiply, E2M1Codes>(call);
 }
 
+void panel_gemm_int4_few_rows(const PanelGemm& call) noexcept {
+  few_rows_gemm<DotMultiply, Int4Codes>(call);
+}
+
 void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept {
   coded_gemm<DotMultiply, FoldedE2M1Codes>(call);
 }

@@ -35,10 +35,14 @@ constexpr CodedGemmKernel kCoded[] = {
      amx::panel_gemm_int8},
     {"e2m1_amx_32x32_emulated", Isa::kAmxEmulated, WeightElement::kE2M1, ScaleType::kNone,
      kInt8Rows, kNoBound, scalar::panel_gemm_int8_amx_emulated},
+    {"e4m3_avx512_dot_2x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows, 1,
+     avx512::panel_gemm_e4m3_few_rows},
     {"e4m3_avx512_dot_12x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_e4m3_dot},
     {"int8_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt8, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_int8_dot},
+    {"int4_avx512_dot_2x32", Isa::kAvx512Bf16, WeightElement::kInt4, ScaleType::kNone, kBF16Rows,
+     kFewRows, avx512::panel_gemm_int4_few_rows},
     {"int4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt4, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_int4_dot},
     {"nvfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE4M3, kBF16Rows,
@@ -82,7 +86,7 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
     }
     const bool wide = !format.grouped() || format.group >= kWideGroup;
     const bool int8 = coded.rows == kInt8Rows;
-    const int64_t rows = wide && !int8 ? kNoBound : coded.max_rows;
+    const int64_t rows = wide && !int8 && coded.max_rows > kFewRows ? kNoBound : coded.max_rows;
     if (rows <= covered) continue;
     if (request.batch_invariant) {  // the one way that serves the most rows
       kernels.coded[0] = {&coded, kNoBound};

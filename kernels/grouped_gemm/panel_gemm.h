@@ -79,6 +79,8 @@ void panel_gemm_int8_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
 void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_e4m3_few_rows(const PanelGemm& call) noexcept;
+void panel_gemm_int4_few_rows(const PanelGemm& call) noexcept;
 void panel_gemm_int8_vnni(const PanelGemm& call) noexcept;
 void panel_gemm_int4_vnni(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_vnni(const PanelGemm& call) noexcept;
