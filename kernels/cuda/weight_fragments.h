@@ -110,10 +110,12 @@ template <DeviceElement kElement, class Machine, class Chunk>
 GANTRY_DEVICE void load_fragment(const DeviceMatrix& matrix, const Chunk& codes, int step,
                                  const GroupFactors& factors, uint32_t (&a)[4]) {
   decode_fragment<kElement, Machine>(codes, step, a);
-  if (!is_coded(kElement) || !matrix.zero_points) return;
-  GANTRY_UNROLL
-  for (int i = 0; i < 4; ++i)
-    a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
+  if constexpr (is_coded(kElement)) {
+    if (!matrix.zero_points) return;
+    GANTRY_UNROLL
+    for (int i = 0; i < 4; ++i)
+      a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
+  }
 }
 
 /// Adds what a group gave times its scales, and begins the next one.
