@@ -42,6 +42,7 @@ struct BenchOptions {
   std::string device = "cpu";
   bool generic_kernels = false;
   double read_gb = 4.0;
+  std::string cublas = "no";
   std::string output = "md";
   std::string svg;
   std::vector<std::string> peers;
@@ -183,6 +184,8 @@ int run_device_bench(const BenchOptions& options) {
                            .batch_invariant = options.batch_invariant,
                            .generic_kernels = options.generic_kernels,
                            .seed = options.seed,
+                           .cublas = options.cublas != "no",
+                           .cublas_library = options.cublas == "yes" ? "" : options.cublas,
                            .allow = parse_allowed(options.allow),
                            .threads = options.common.make_threads(),
                            .ceilings = {}};
@@ -352,6 +355,11 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
   add_device_option(*command, options->device);
   command->add_flag("--generic-kernels", options->generic_kernels,
                     "on a GPU: only the kernels that every GPU has");
+  command
+      ->add_option("--cublas", options->cublas,
+                   "on a GPU: cuBLAS' grouped GEMMs of the same rows in bf16, as rows of their "
+                   "own: no, yes, or the library's path")
+      ->capture_default_str();
   command->add_option("--read-gb", options->read_gb, "on a GPU: what its read ceiling reads")
       ->check(CLI::Range(1e-6, 64.0))
       ->capture_default_str();

@@ -6,6 +6,7 @@
 
 #include "kernels/base/check.h"
 #include "runtime/device_moe_layer.h"
+#include "tools/cublas_experts.h"
 
 namespace gantry::cli {
 namespace {
@@ -78,7 +79,35 @@ class DeviceBench {
     row.impl = fmt::format("gantry {} {}", device_->attributes().name, model_.format);
     row.routing = to_string(routing);
     row.tokens = num_tokens;
-    add_ceiling(batches, row);
+    add_ceiling(batches, static_cast<double>(expert_bytes(*model_.layers[0]->weights())),
+                peak_tflops(), row);
+    return row;
+  }
+
+  /// The rows of the first batch through cuBLAS, with bf16 weights of one layer.
+  BenchRow run_cublas(int64_t num_tokens, BenchRouting routing) {
+    const auto weights = model_.layers[0]->weights();
+    const MoeLayerSpec& spec = weights->spec;
+    const CublasExpertsShape shape{.num_experts = spec.num_experts,
+                                   .hidden_size = spec.hidden_size,
+                                   .intermediate_size = spec.intermediate_size,
+                                   .parts = spec.gated() ? 2 : 1,
+                                   .max_rows = num_tokens * spec.routing.num_slots()};
+    CublasExperts experts(device_, options_.cublas_library, shape, options_.seed);
+    std::vector<BenchBatch> batches = make_batches(model_, num_tokens, routing, 0, options_.seed);
+    batches.resize(1);
+    std::vector<int64_t> rows(static_cast<size_t>(spec.num_experts), 0);
+    for (const int32_t id : batches[0].topk_ids)
+      ++rows[static_cast<size_t>(id)];
+    experts.set_rows(rows);
+    BenchRow row = time(1, [&] { experts.run(stream_.handle()); });
+    row.shape = model_.shape;
+    row.impl = fmt::format("cublas grouped {} bf16", device_->attributes().name);
+    row.routing = to_string(routing);
+    row.tokens = num_tokens;
+    const double bytes = 2.0 * static_cast<double>(shape.parts + 1) *
+                         static_cast<double>(shape.hidden_size * shape.intermediate_size);
+    add_ceiling(batches, bytes, result_.ceilings.bf16_tflops(), row);
     return row;
   }
 
@@ -98,9 +127,16 @@ class DeviceBench {
     return call;
   }
 
-  // Rounds over all calls until the time is up, three at least; the time of a call is that of its
-  // round over the round's calls.
   BenchRow time(const std::vector<Call>& calls) {
+    return time(static_cast<int>(calls.size()), [&] {
+      for (const Call& call : calls)
+        call.graph->launch(stream_.handle());
+    });
+  }
+
+  // Rounds until the time is up, three at least; the time of a call is that of its round over the
+  // round's calls.
+  BenchRow time(int calls, const std::function<void()>& launch) {
     const OwnedEvent start(device_);
     const OwnedEvent end(device_);
     std::vector<double> ms;
@@ -108,13 +144,11 @@ class DeviceBench {
     const auto until = Clock::now() + std::chrono::duration<double>(options_.seconds);
     for (int round = 0; ms.size() < 3 || Clock::now() < until; ++round) {
       device_->record(start.handle(), stream_.handle());
-      for (const Call& call : calls)
-        call.graph->launch(stream_.handle());
+      launch();
       device_->record(end.handle(), stream_.handle());
       device_->synchronize(stream_.handle());
       if (round == 0) continue;  // warms up
-      ms.push_back(device_->elapsed_ms(start.handle(), end.handle()) /
-                   static_cast<double>(calls.size()));
+      ms.push_back(device_->elapsed_ms(start.handle(), end.handle()) / calls);
     }
     std::sort(ms.begin(), ms.end());
     const auto at = [&](double share) {
@@ -127,19 +161,22 @@ class DeviceBench {
     return row;
   }
 
-  void add_ceiling(const std::vector<BenchBatch>& batches, BenchRow& row) const {
+  [[nodiscard]] double peak_tflops() const {
+    const bool e4m3 = result_.kernels.find("e4m3 x e4m3") != std::string::npos;
+    return e4m3 ? result_.ceilings.wgmma_e4m3_tflops : result_.ceilings.bf16_tflops();
+  }
+
+  void add_ceiling(const std::vector<BenchBatch>& batches, double bytes_of_expert, double peak,
+                   BenchRow& row) const {
     const auto weights = model_.layers[0]->weights();
     const MoeLayerSpec& spec = weights->spec;
     double experts = 0.0;
     for (const BenchBatch& batch : batches)
       experts += static_cast<double>(batch.touched_experts);
-    const double bytes =
-        experts / static_cast<double>(batches.size()) * static_cast<double>(expert_bytes(*weights));
+    const double bytes = experts / static_cast<double>(batches.size()) * bytes_of_expert;
     const double flops = static_cast<double>(row.tokens * spec.routing.num_slots()) * 2.0 *
                          (spec.gated() ? 3.0 : 2.0) * static_cast<double>(spec.hidden_size) *
                          static_cast<double>(spec.intermediate_size);
-    const bool e4m3 = result_.kernels.find("e4m3 x e4m3") != std::string::npos;
-    const double peak = e4m3 ? result_.ceilings.wgmma_e4m3_tflops : result_.ceilings.bf16_tflops();
     row.weight_gb_s = bytes / row.ms_median / 1e6;
     row.tflops = flops / row.ms_median / 1e9;
     row.ceiling_ms = std::max(bytes / result_.ceilings.read_gb_s / 1e6, flops / peak / 1e9);
@@ -166,6 +203,9 @@ DeviceBenchResult bench_on_device(const DeviceBenchOptions& options,
   for (const BenchRouting routing : options.routing) {
     for (const int64_t tokens : options.tokens) {
       result.rows.push_back(bench.run(tokens, routing));
+      on_row(result.rows.back());
+      if (!options.cublas) continue;
+      result.rows.push_back(bench.run_cublas(tokens, routing));
       on_row(result.rows.back());
     }
   }

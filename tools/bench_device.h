@@ -27,6 +27,8 @@ struct DeviceBenchOptions {
   bool batch_invariant = false;
   bool generic_kernels = false;  ///< only those that every GPU has
   uint64_t seed = 1;
+  bool cublas = false;  ///< a second row for each: cuBLAS' grouped GEMMs of the same rows in bf16
+  std::string cublas_library;  ///< empty: the usual names
   std::vector<FindingKind> allow;
   Threads threads;
   CeilingWork ceilings;

@@ -5,7 +5,7 @@
 #   tools/gpu_check.sh 1        kernels and goldens on the GPU
 #   tools/gpu_check.sh 2        quantized checkpoints of GANTRY_QUANT_DIR and the tree, the command
 #   tools/gpu_check.sh 3        compute-sanitizer: memcheck, racecheck, synccheck
-#   tools/gpu_check.sh 4        figures: layers against the ceilings of the same run
+#   tools/gpu_check.sh 4        figures: layers against the ceilings of the same run, and cuBLAS
 #   tools/gpu_check.sh build    builds what the parts run
 #   tools/gpu_check.sh pack     puts it, stripped, into GANTRY_CARRY (default build/gpu_carry): the
 #                               programs and the shared libraries that they load; below 64 MiB
@@ -152,8 +152,18 @@ part_3() {
   done
 }
 
-# Each call measures its own ceilings. Weights are made up on the host: a minute a format.
+# Each call measures its own ceilings. Weights are made up on the host: a minute a format. cuBLAS is
+# compared with where it is installed.
 part_4() {
+  local cublas=no
+  if ldconfig -p 2>/dev/null | grep -qE 'libcublas\.so\.1[23]'; then
+    cublas=yes
+  else
+    local library
+    for library in /usr/local/cuda/lib64/libcublas.so.1[23]; do
+      [[ -e "$library" ]] && cublas="$library"
+    done
+  fi
   local few=(--tokens "1,8,32,64" --seconds 0.5 --rotate-gb 1.5)
   local many=(--tokens "512,4096" --seconds 0.5 --rotate-gb 1.5)
   local shape=(bench --shape qwen3-30b-a3b --device "$gpu")
@@ -162,6 +172,12 @@ part_4() {
     step "$format, few and many tokens" "$gantry" "${shape[@]}" --format "$format" \
       --tokens "1,8,32,64,512,4096" --seconds 0.5 --rotate-gb 1.5
   done
+  if [[ "$cublas" == no ]]; then
+    [[ -n "$plan" ]] || summary+=("NOT RUN  cuBLAS: not installed here")
+  else
+    step "bf16 beside cuBLAS" "$gantry" "${shape[@]}" --format bf16 --cublas "$cublas" \
+      --tokens "64,512,4096" --seconds 0.5 --rotate-gb 1.5
+  fi
   step "fp8-block, bf16 rows" "$gantry" "${shape[@]}" --format fp8-block --activations bf16 "${many[@]}"
   step "bf16, kernels of every GPU" "$gantry" "${shape[@]}" --format bf16 --generic-kernels "${many[@]}"
   step "nvfp4" "$gantry" "${shape[@]}" --format nvfp4 "${few[@]}"
