@@ -121,7 +121,6 @@ struct SkinnyGemm {
         all[((warp * kColumns + c) * 4 + e) * 32 + lane] = sums[c][e];
     }
     m.sync();
-    const ExpertGemm::Outputs outputs = gemm.outputs_of(tokens.slot, weight_tile, lane);
     GANTRY_NO_UNROLL
     for (int c = warp; c < kColumns; c += kWarps) {
       if (c * 8 >= tokens.num_rows) continue;
@@ -133,7 +132,7 @@ struct SkinnyGemm {
           sum += all[((w * kColumns + c) * 4 + e) * 32 + lane];
         total[e] = sum;
       }
-      gemm.finish(tokens, outputs, c, lane, total);
+      gemm.finish(tokens, gemm.outputs_of(tokens.slot, weight_tile, lane), c, lane, total);
     }
   }
 };

@@ -98,20 +98,16 @@ struct TiledGemm {
     for (int i = 0; i < kSumsOfThread; ++i)
       own[i * kThreads] = sums[i / (4 * kWarpColumns)][i / 4 % kWarpColumns][i % 4];
     GANTRY_NO_UNROLL
-    for (int t = 0; t < kWarpTiles; ++t) {
-      const int64_t weight_tile = first_tile + part.first_tile + t;
-      if (weight_tile >= gemm.matrix.num_tiles) continue;
-      const ExpertGemm::Outputs outputs = gemm.outputs_of(tokens.slot, weight_tile, part.lane);
-      GANTRY_NO_UNROLL
-      for (int i = 0; i < kWarpColumns; ++i) {
-        const int column = part.first_column + i;
-        if (column * 8 >= tokens.num_rows) continue;
-        float c[4];
-        GANTRY_UNROLL
-        for (int e = 0; e < 4; ++e)
-          c[e] = own[(4 * (t * kWarpColumns + i) + e) * kThreads];
-        gemm.finish(tokens, outputs, column, part.lane, c);
-      }
+    for (int i = 0; i < kWarpTiles * kWarpColumns; ++i) {
+      const int64_t weight_tile = first_tile + part.first_tile + i / kWarpColumns;
+      const int column = part.first_column + i % kWarpColumns;
+      if (weight_tile >= gemm.matrix.num_tiles || column * 8 >= tokens.num_rows) continue;
+      float c[4];
+      GANTRY_UNROLL
+      for (int e = 0; e < 4; ++e)
+        c[e] = own[(4 * i + e) * kThreads];
+      gemm.finish(tokens, gemm.outputs_of(tokens.slot, weight_tile, part.lane), column, part.lane,
+                  c);
     }
   }
 
