@@ -31,6 +31,8 @@ if [[ -x "$carry/gantry" ]]; then
   kernels_test="$carry/device_kernels_test"
   golden_test="$carry/device_golden_test"
   gantry="$carry/gantry"
+  export GANTRY_TEST_GOLDEN_ROOT="$PWD/tests/golden"
+  export GANTRY_TEST_FAKE_CUBLAS="$PWD/$carry/lib/libfake_cublas.so"
   export LD_LIBRARY_PATH="$PWD/$carry/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
 
@@ -44,16 +46,21 @@ build_programs() {
 }
 
 pack_programs() {
+  kernels_test="$build/tests/cuda/device_kernels_test"
+  golden_test="$build/tests/cuda/device_golden_test"
+  gantry="$build/tools/gantry"
   build_programs
   rm -rf "$carry"
   mkdir -p "$carry/lib"
   local program
   for program in "$kernels_test" "$golden_test" "$gantry"; do
     strip -o "$carry/$(basename "$program")" "$program"
+    chmod +x "$carry/$(basename "$program")"
     # All but the C library, which belongs to the machine.
     ldd "$program" | awk '$3 ~ "^/" { print $3 }' |
       grep -Ev '/(libc|libm|libdl|librt|libpthread)\.so' | xargs -I{} cp -Lnu {} "$carry/lib/"
   done
+  cp "$build/tests/cuda/libfake_cublas.so" "$carry/lib/"
   du -sh "$carry"
   local bytes
   bytes="$(du -sb "$carry" | cut -f1)"
