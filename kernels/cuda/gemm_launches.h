@@ -8,6 +8,10 @@
 
 namespace gantry {
 
+template <DeviceElement kElement, int kColumns>
+inline constexpr int kMaxThreads<SkinnyGemm<kElement, kColumns>> =
+    SkinnyGemm<kElement, kColumns>::kWarps * 32;
+
 template <class Backend, DeviceElement kElement, int kColumns>
 void launch_skinny(const ExpertGemm& gemm, const DeviceAttributes& attributes,
                    const StreamPlace& stream) {
