@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <vector>
 
 #include "kernels/base/check.h"
@@ -100,11 +101,15 @@ class EmulatedDevice final : public Device {
   }
   void* allocate_pinned(size_t bytes) override {
     void* memory = allocate(bytes);
+    const std::lock_guard lock(mutex_);
     pinned_[static_cast<const std::byte*>(memory)] = bytes;
     return memory;
   }
   void release_pinned(void* memory) noexcept override {
-    pinned_.erase(static_cast<const std::byte*>(memory));
+    {
+      const std::lock_guard lock(mutex_);
+      pinned_.erase(static_cast<const std::byte*>(memory));
+    }
     release(memory);
   }
 
@@ -180,6 +185,7 @@ class EmulatedDevice final : public Device {
   static constexpr size_t kAlignment = 256;
 
   [[nodiscard]] bool is_pinned(const std::byte* address) const {
+    const std::lock_guard lock(mutex_);
     const auto after = pinned_.upper_bound(address);
     if (after == pinned_.begin()) return false;
     const auto& [begin, bytes] = *std::prev(after);
@@ -196,6 +202,7 @@ class EmulatedDevice final : public Device {
   }
 
   EmulatedStreams streams_;
+  mutable std::mutex mutex_;  // of pinned_
   std::map<const std::byte*, size_t> pinned_;
   uint64_t seed_;
   DeviceAttributes attributes_;

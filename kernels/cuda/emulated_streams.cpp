@@ -43,6 +43,7 @@ void EmulatedStreams::put(Stream* stream, Op op) {
 }
 
 void EmulatedStreams::kernel(Stream* stream, bool after_kernel, std::function<void()> run) {
+  const std::lock_guard lock(mutex_);
   GANTRY_CHECK(!after_kernel || of(stream)->ends_with_kernel, ErrorCode::kInternal,
                "emulated stream: a launch that may overlap with the kernel before it, but there is "
                "none");
