@@ -33,9 +33,11 @@ DeviceRouting device_routing(const RoutingSpec& spec) {
 }
 
 DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                             DeviceScratch& scratch, StreamHandle stream)
+                             const DeviceKernelPlan& kernel_plan, DeviceScratch& scratch,
+                             StreamHandle stream)
     : weights_(weights),
       options_(options),
+      kernel_plan_(kernel_plan),
       scratch_(scratch),
       stream_(stream),
       attributes_(weights.device->attributes()),
@@ -44,11 +46,39 @@ DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOption
 void DeviceForward::run(const DeviceMoeInput& input, float* out) {
   num_tokens_ = input.num_tokens;
   if (num_tokens_ == 0) return;
+  if (scratch_.side != nullptr) fork_shared(input);
   route(input);
   plan(input);
   run_experts(input);
-  run_shared(input);
+  if (scratch_.side != nullptr) {
+    join_shared();
+  } else {
+    run_shared(input);
+  }
   combine(input, out);
+}
+
+StreamPlace DeviceForward::next() {
+  const StreamPlace place(stream_, after_kernel_);
+  after_kernel_ = true;
+  return place;
+}
+
+void DeviceForward::fork_shared(const DeviceMoeInput& input) {
+  const StreamHandle own = stream_;
+  Device& device = *weights_.device;
+  device.record(scratch_.fork->handle(), own);
+  device.wait_for(scratch_.fork->handle(), scratch_.side->handle());
+  stream_ = scratch_.side->handle();
+  run_shared(input);
+  device.record(scratch_.join->handle(), stream_);
+  stream_ = own;
+  after_kernel_ = false;  // the fork
+}
+
+void DeviceForward::join_shared() {
+  weights_.device->wait_for(scratch_.join->handle(), stream_);
+  after_kernel_ = false;
 }
 
 void DeviceForward::linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias,
@@ -62,7 +92,7 @@ void DeviceForward::linear(const float* x, const DeviceBuffer& w, const DeviceBu
                    .k = k,
                    .epilogue = epilogue,
                    .softcap = softcap},
-                  attributes_, stream_);
+                  attributes_, next());
 }
 
 void DeviceForward::route(const DeviceMoeInput& input) {
@@ -85,7 +115,7 @@ void DeviceForward::route(const DeviceMoeInput& input) {
                          .k = h,
                          .epsilon = spec.norm_epsilon,
                          .factor = 1.0F / std::sqrt(static_cast<float>(h))},
-                        attributes_, stream_);
+                        attributes_, next());
       seen = scratch_.router_input;
     }
     const bool capped = spec.router_logit_softcap > 0.0F;
@@ -104,7 +134,7 @@ void DeviceForward::route(const DeviceMoeInput& input) {
                   .topk_weights = scratch_.topk_weights,
                   .identity_weights = scratch_.identity,
                   .num_tokens = num_tokens_},
-                 attributes_, stream_);
+                 attributes_, next());
   topk_ids_ = scratch_.topk_ids;
   topk_weights_ = scratch_.topk_weights;
   if (spec.routing.num_zero_experts > 0) identity_ = scratch_.identity;
@@ -113,7 +143,10 @@ void DeviceForward::route(const DeviceMoeInput& input) {
 void DeviceForward::plan(const DeviceMoeInput& input) {
   const DeviceWeights::IdMap& ids = input.physical_ids ? weights_.physical : weights_.logical;
   const int64_t choices = num_tokens_ * weights_.spec.routing.num_slots();
-  gemm_ = options_.batch_invariant ? 2 : choose_gemm(choices, weights_.num_slots);
+  gemm_ = options_.batch_invariant
+              ? 2
+              : choose_gemm(choices, weights_.num_slots,
+                            kernel_plan_.rows8 ? PrefillKernels::kWgmma : kernel_plan_.prefill);
   plan_ = {.topk_ids = topk_ids_,
            .expert_to_slot = ids.slot.as<int32_t>(),
            .num_choices = choices,
@@ -127,9 +160,9 @@ void DeviceForward::plan(const DeviceMoeInput& input) {
            .totals = scratch_.totals};
   scratch_.last_choices = input.physical_ids ? 0 : choices;
   scratch_.last_ids = topk_ids_;
-  kernels_.count_choices({plan_}, attributes_, stream_);
-  kernels_.scan_counts({plan_}, attributes_, stream_);
-  kernels_.place_choices({plan_}, attributes_, stream_);
+  kernels_.count_choices({plan_}, attributes_, next());
+  kernels_.scan_counts({plan_}, attributes_, next());
+  kernels_.place_choices({plan_}, attributes_, next());
 }
 
 void DeviceForward::run_experts(const DeviceMoeInput& input) {
@@ -140,6 +173,38 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
            spec.expert_hidden_size, spec.hidden_size);
     x = scratch_.expert_input;
   }
+  const ExpertGemm common{
+      .slots = weights_.slots.data(),
+      .slot_stride = weights_.layout.stride_bytes,
+      .tiles = scratch_.tiles,
+      .totals = scratch_.totals,
+      .max_tiles = RowPlan::max_tiles(plan_.num_choices, plan_.num_slots, plan_.tile_rows),
+      .activation = spec.activation};
+  if (kernel_plan_.rows8 && gemm_ == kWgmmaGemm) {
+    run_routed_rows8(common, x);
+  } else {
+    run_routed_rows16(common, x);
+  }
+  if (!spec.has_latent()) return;
+  kernels_.combine(
+      {.y = scratch_.y,
+       .choice_row = scratch_.choice_row,
+       .topk_ids = topk_ids_,
+       .id_rank = (input.physical_ids ? weights_.physical : weights_.logical).rank.as<int32_t>(),
+       .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+       .scale = 1.0F,
+       .num_tokens = num_tokens_,
+       .top_k = spec.routing.num_slots(),
+       .n = spec.expert_hidden_size,
+       .out = scratch_.latent_sum},
+      attributes_, next());
+  linear(scratch_.latent_sum, weights_.latent_out, weights_.latent_out_bias, scratch_.base,
+         spec.hidden_size, spec.expert_hidden_size);
+  base_ = scratch_.base;
+}
+
+void DeviceForward::run_routed_rows16(const ExpertGemm& common, const float* x) {
+  const MoeLayerSpec& spec = weights_.spec;
   const DeviceMatrix& w13 = weights_.layout.w13;
   const bool f16 = w13.element == DeviceElement::kF16;
   kernels_.gather({.x = x,
@@ -153,31 +218,56 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
                    .max_rows = RowPlan::max_rows(plan_.num_choices, plan_.num_slots),
                    .f16 = f16,
                    .rows = scratch_.rows},
-                  attributes_, stream_);
-  const ExpertGemm common{
-      .slots = weights_.slots.data(),
-      .slot_stride = weights_.layout.stride_bytes,
-      .tiles = scratch_.tiles,
-      .totals = scratch_.totals,
-      .max_tiles = RowPlan::max_tiles(plan_.num_choices, plan_.num_slots, plan_.tile_rows),
-      .activation = spec.activation};
+                  attributes_, next());
   run_gemms(common, weights_.layout, scratch_.rows, scratch_.intermediate, scratch_.y, gemm_);
-  if (!spec.has_latent()) return;
-  kernels_.combine(
-      {.y = scratch_.y,
-       .choice_row = scratch_.choice_row,
-       .topk_ids = topk_ids_,
-       .id_rank = (input.physical_ids ? weights_.physical : weights_.logical).rank.as<int32_t>(),
-       .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
-       .scale = 1.0F,
-       .num_tokens = num_tokens_,
-       .top_k = spec.routing.num_slots(),
-       .n = spec.expert_hidden_size,
-       .out = scratch_.latent_sum},
-      attributes_, stream_);
-  linear(scratch_.latent_sum, weights_.latent_out, weights_.latent_out_bias, scratch_.base,
-         spec.hidden_size, spec.expert_hidden_size);
-  base_ = scratch_.base;
+}
+
+// e4m3 by e4m3: what is between the GEMMs is rounded to bf16 and then quantized, as vLLM does.
+void DeviceForward::run_routed_rows8(const ExpertGemm& common, const float* x) {
+  const MoeLayerSpec& spec = weights_.spec;
+  const DeviceSlotLayout& layout = weights_.layout;
+  const int64_t max_rows = RowPlan::max_rows(plan_.num_choices, plan_.num_slots);
+  QuantizeExpertRows quantize{.x = x,
+                              .row_choice = scratch_.row_choice,
+                              .choice_scale = spec.router_weight_on_input ? topk_weights_ : nullptr,
+                              .top_k = spec.routing.num_slots(),
+                              .totals = scratch_.totals,
+                              .k = layout.w13.k,
+                              .padded_k = layout.w13.padded_k,
+                              .max_rows = max_rows,
+                              .whole_row = kernel_plan_.rows8_whole,
+                              .powers_of_two = kernel_plan_.rows8_powers_of_two,
+                              .codes = scratch_.rows8,
+                              .scales = scratch_.row_scales};
+  kernels_.quantize(quantize, attributes_, next());
+  ExpertGemm first = common;
+  first.bias_offset = layout.b13_offset;
+  first.matrix = layout.w13;
+  first.x8 = scratch_.rows8;
+  first.x_scales = scratch_.row_scales;
+  first.x_groups = quantize.num_groups();
+  first.x_scale_stride = max_rows;
+  first.activated = true;
+  first.rows = scratch_.intermediate;
+  kernels_.gemm_rows8(first, attributes_, next());
+
+  quantize.x = nullptr;
+  quantize.rows = scratch_.intermediate;
+  quantize.k = layout.w2.k;
+  quantize.padded_k = layout.w2.padded_k;
+  quantize.codes = scratch_.intermediate8;
+  quantize.scales = scratch_.intermediate_scales;
+  kernels_.quantize(quantize, attributes_, next());
+  ExpertGemm second = common;
+  second.matrix_offset = layout.w2_offset;
+  second.bias_offset = layout.b2_offset;
+  second.matrix = layout.w2;
+  second.x8 = scratch_.intermediate8;
+  second.x_scales = scratch_.intermediate_scales;
+  second.x_groups = quantize.num_groups();
+  second.x_scale_stride = max_rows;
+  second.y = scratch_.y;
+  kernels_.gemm_rows8(second, attributes_, next());
 }
 
 void DeviceForward::run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout,
@@ -192,14 +282,14 @@ void DeviceForward::run_gemms(const ExpertGemm& common, const DeviceSlotLayout& 
   first.activated = true;
   first.f16 = layout.w2.element == DeviceElement::kF16;
   first.rows = intermediate;
-  kernels_.gemm[static_cast<size_t>(layout.w13.element)][columns](first, attributes_, stream_);
+  kernels_.gemm[static_cast<size_t>(layout.w13.element)][columns](first, attributes_, next());
   ExpertGemm second = common;
   second.matrix_offset = layout.w2_offset;
   second.bias_offset = layout.b2_offset;
   second.matrix = layout.w2;
   second.x = intermediate;
   second.y = y;
-  kernels_.gemm[static_cast<size_t>(layout.w2.element)][columns](second, attributes_, stream_);
+  kernels_.gemm[static_cast<size_t>(layout.w2.element)][columns](second, attributes_, next());
 }
 
 void DeviceForward::run_shared(const DeviceMoeInput& input) {
@@ -213,8 +303,9 @@ void DeviceForward::run_shared(const DeviceMoeInput& input) {
                    .max_rows = align_to(num_tokens_, kTokenTile),
                    .f16 = w13.element == DeviceElement::kF16,
                    .rows = scratch_.shared_rows},
-                  attributes_, stream_);
-  const int columns = options_.batch_invariant ? 2 : choose_gemm(num_tokens_, 1);
+                  attributes_, next());
+  const int columns =
+      options_.batch_invariant ? 2 : choose_gemm(num_tokens_, 1, kernel_plan_.shared);
   const ExpertGemm common{
       .slots = weights_.shared.data(),
       .slot_stride = weights_.shared_layout.stride_bytes,
@@ -249,7 +340,7 @@ void DeviceForward::combine(const DeviceMoeInput& input, float* out) {
        .top_k = spec.routing.num_slots(),
        .n = spec.hidden_size,
        .out = out},
-      attributes_, stream_);
+      attributes_, next());
   if (!spec.output_norm) return;
   kernels_.rms_norm({.x = out,
                      .weight = weights_.output_norm.as<float>(),
@@ -258,7 +349,7 @@ void DeviceForward::combine(const DeviceMoeInput& input, float* out) {
                      .k = spec.hidden_size,
                      .epsilon = spec.norm_epsilon,
                      .factor = 1.0F},
-                    attributes_, stream_);
+                    attributes_, next());
 }
 
 }  // namespace gantry

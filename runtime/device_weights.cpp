@@ -99,7 +99,10 @@ void check_supported(const MoeLayerWeights& weights) {
 
 DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeights& weights,
                              const ExpertMap& experts, const Threads& threads)
-    : device(std::move(target)), spec(weights.spec), num_slots(weights.num_slots) {
+    : device(std::move(target)),
+      spec(weights.spec),
+      activations(weights.activations),
+      num_slots(weights.num_slots) {
   check_supported(weights);
   GANTRY_CHECK(experts.num_experts() == spec.num_experts && experts.num_slots(0) == num_slots,
                ErrorCode::kInvalidArgument, "layer {}: weights were loaded for another expert map",

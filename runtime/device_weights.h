@@ -24,7 +24,8 @@ struct DeviceWeights {
 
   std::shared_ptr<Device> device;
   MoeLayerSpec spec;
-  int64_t num_slots = 0;  ///< L
+  ActivationScheme activations;  ///< what the checkpoint declares for the routed experts' inputs
+  int64_t num_slots = 0;         ///< L
   DeviceSlotLayout layout;
   DeviceBuffer slots;
   DeviceSlotLayout shared_layout;

@@ -199,7 +199,8 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   FusedMoeOptions run;
   run.threads = load.threads;
   const ActivationChoice activations = choose_activations(
-      device == nullptr ? options.activations : "bf16", model_activations(config, model.tensors()));
+      device == nullptr || options.activations == "scheme" ? options.activations : "bf16",
+      model_activations(config, model.tensors()));
   run.activations = activations.dtype;
   run.avx512_dot = ranks.agreed_avx512_dot();
   run.batch_invariant = options.batch_invariant;
@@ -250,8 +251,11 @@ int run_run(const RunOptions& options, RankSession& ranks) {
         device == nullptr ? run_layer_on_ranks(model, spec.layer, parallel, placement, load, run,
                                                &batch, options.repeat, ranks.setup())
                           : std::vector<RankResult>{run_layer_on_device(
-                                model, spec.layer, device, load, {.threads = load.threads}, &batch,
-                                options.repeat)};
+                                model, spec.layer, device, load,
+                                {.threads = load.threads,
+                                 .quantize_rows = options.activations == "scheme",
+                                 .batch_invariant = options.batch_invariant},
+                                &batch, options.repeat)};
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;

@@ -63,7 +63,8 @@ check_cuda() {
   step "cuda: every architecture, registers kept in memory"
   cmake --preset cuda -B build/cuda_all -D GANTRY_CUDA_ARCHS="80;86-real;89-real;90a-real;100-real;120-real"
   cmake --build build/cuda_all --target gantry_kernels
-  tools/check_spills.py --nvcc "$(command -v nvcc)"
+  tools/check_spills.py --nvcc "$(command -v nvcc)" --jobs "$CMAKE_BUILD_PARALLEL_LEVEL" \
+    --arch 80 --arch 86 --arch 89 --arch 90a --arch 100 --arch 120
 }
 
 fuzz_all() {

@@ -110,6 +110,8 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   const Output output(options.common);
   const ParallelConfig parallel = options.exchange.config(options.parallel.config());
   const auto device = open_chosen_device(options.device, parallel, options.activations, output);
+  GANTRY_CHECK(device == nullptr || options.activations != "scheme", ErrorCode::kInvalidArgument,
+               "verify on a device compares bf16 activations, found --activations scheme");
   MoeModel model(options.directory, options.names_only);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);

@@ -19,6 +19,12 @@ GANTRY_HD constexpr int chunk_steps(DeviceElement element) noexcept {
 
 GANTRY_HD constexpr bool is_coded(DeviceElement element) noexcept { return bits_of(element) < 16; }
 
+/// Whether codes times their scales are exact in bf16: 2 bits of e2m1, 4 of e4m3, powers of two.
+inline bool folds_scales(const DeviceMatrix& matrix) noexcept {
+  return matrix.element == DeviceElement::kE2M1 && matrix.group > 0 &&
+         (matrix.scale == ScaleType::kE8M0 || matrix.scale == ScaleType::kE4M3);
+}
+
 /// Four registers of two elements each: element e of mma_a_place is half e % 2 of register e / 2.
 /// Registers 0 and 2 belong to the lane's first row, 1 and 3 to its second (8 below).
 template <DeviceElement kElement, class Machine, class Chunk>
