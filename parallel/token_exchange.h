@@ -124,7 +124,8 @@ class TokenExchange {
   ///         tokens, or their scratch has another size; on one rank if an id is out of range
   ExchangedTokens dispatch(const TokenBatch& batch, ExchangeScratch& scratch);
 
-  /// Collective. Adds the ranks' rows of this rank's own tokens in rank order, from +0.
+  /// Collective. Adds the ranks' rows of this rank's own tokens in rank order, from +0; with
+  /// ReduceOrder::kNative by the communicator's own reduction, whose messages are not counted.
   /// @param partial [T', width] of the last dispatch
   /// @param own     [own_tokens, width], written
   void reduce(std::span<const float> partial, int64_t width, std::span<float> own,
@@ -207,6 +208,8 @@ class TokenExchange {
   void count_held(const TokenBatch& batch, ExchangeScratch& scratch) const;
   void arrange(const TokenBatch& batch, ExchangeScratch& scratch) const;
   void number_rows(std::span<const int32_t> topk_ids, ExchangeScratch& scratch) const;
+  void reduce_natively(std::span<const float> partial, int64_t width, std::span<float> own,
+                       ExchangeScratch& scratch);
   std::span<const float> return_rows(std::span<const float> rows, int64_t width,
                                      std::span<const int64_t> send_rows,
                                      std::span<const int64_t> receive_rows,
