@@ -17,6 +17,7 @@
 #include "loader/checkpoint_agreement.h"
 #include "parallel/rank_vote.h"
 #include "tools/current_work.h"
+#include "tools/launcher_guard.h"
 #include "tools/watchdog.h"
 
 namespace gantry::cli {
@@ -119,6 +120,7 @@ void RankSession::start(ParallelOptions& parallel, CommonOptions& common) {
   GANTRY_CHECK(reason.empty(), ErrorCode::kInvalidArgument, "{}", reason);
   note_work("start-up", -1);
   {
+    const LauncherGuard guard(world.rank);
     const Watchdog watchdog(lasts_longer_than(communicator_options_.timeout, "starting MPI"),
                             kExitEnvironment);
     mpi_ = std::make_unique<MpiSession>();
