@@ -97,8 +97,10 @@ ExchangeScratch TokenExchange::make_scratch(int64_t max_num_tokens,
     const int64_t copies = sends_everything() ? 1 : ranks;
     size.first_send_bytes = copies * message_bytes(true);
     size.first_receive_bytes = ranks * message_bytes(true);
-    size.rest_send_bytes = own * payload_bytes() * (sends_everything() ? 1 : ranks_of_a_token);
-    size.rest_receive_bytes = all * payload_bytes();
+    const int64_t routing_bytes = payload_bytes() - 4 * shape_.hidden_size;
+    size.rest_send_bytes =
+        own * (sends_everything() ? routing_bytes : payload_bytes() * ranks_of_a_token);
+    size.rest_receive_bytes = all * routing_bytes;
   }
   size.returned_values = ordered()
                              ? own * config_.tp_size *

@@ -198,9 +198,15 @@ class TokenExchange {
   void begin(const TokenBatch& batch, ExchangeScratch& scratch) const;
   void find_destinations(ExchangeScratch& scratch) const;
   void exchange_tokens(const TokenBatch& batch, ExchangeScratch& scratch, bool& more);
+  void exchange_rest(const TokenBatch& batch, ExchangeScratch& scratch);
+  [[nodiscard]] int64_t beyond_slots(std::span<const int64_t> tokens, int64_t rank) const noexcept;
+  template <typename Visit>
+  void for_each_message(const ExchangeScratch& scratch, Visit visit) const;
   [[nodiscard]] std::span<std::byte> write_messages(const TokenBatch& batch,
-                                                    ExchangeScratch& scratch, bool rest) const;
-  void write_payload(const TokenBatch& batch, int64_t token, int64_t rank, std::byte* to) const;
+                                                    ExchangeScratch& scratch) const;
+  void write_rest(const TokenBatch& batch, ExchangeScratch& scratch) const;
+  void write_hidden(const TokenBatch& batch, int64_t token, std::byte* to) const;
+  void write_routing(const TokenBatch& batch, int64_t token, int64_t rank, std::byte* to) const;
   void transfer(std::span<const std::byte> send, std::span<std::byte> receive,
                 ExchangeScratch& scratch, int64_t& sent, int64_t& received);
   [[nodiscard]] bool read_headers(ExchangeScratch& scratch, bool& more) const;
