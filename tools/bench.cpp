@@ -10,6 +10,8 @@
 #include "kernels/base/check.h"
 #include "kernels/base/log.h"
 #include "kernels/ceilings/machine_ceilings.h"
+#include "runtime/moe_model.h"
+#include "tools/balance_options.h"
 #include "tools/bench_case.h"
 #include "tools/bench_device.h"
 #include "tools/bench_ranks.h"
@@ -33,6 +35,7 @@ constexpr double kImpossible = 1.03;
 struct BenchOptions {
   CommonOptions common;
   ParallelOptions parallel;
+  ExchangeOption exchange;
   std::string directory;
   std::string shape = "qwen3-30b-a3b";
   std::string format = "bf16";
@@ -239,13 +242,24 @@ int run_rank_bench(const BenchOptions& options, const RankSession& ranks) {
                               .rotate_gb = options.rotate_gb,
                               .seed = options.seed,
                               .allow = options.allow,
+                              .exchange = options.exchange,
+                              .parallel = options.exchange.config(options.parallel.config()),
+                              .placement = {},
                               .run = {}};
+  std::optional<MoeModel> opened;
+  if (!options.directory.empty()) opened.emplace(options.directory, /*names_only=*/false);
+  over_ranks.placement =
+      placement_of(options.parallel.placement,
+                   opened ? placed_model(opened->config()) : bench_shape_model(options.shape));
   over_ranks.run.threads = options.common.make_threads();
   over_ranks.run.batch_invariant = options.batch_invariant;
   over_ranks.run.avx512_dot = ranks.agreed_avx512_dot();
+  options.exchange.apply(over_ranks.parallel, ranks.world(), over_ranks.run);
   ranks.check_agreement(
-      options.parallel, nullptr,
+      options.parallel, opened ? &opened->checkpoint() : nullptr,
       {{"command", "bench"},
+       {"placement", over_ranks.placement.fingerprint()},
+       {"exchange", options.exchange.text()},
        {"model", options.directory.empty() ? options.shape + " " + options.format : "a checkpoint"},
        {"tokens", fmt::format("{}", fmt::join(options.tokens, ","))},
        {"routing", fmt::format("{}", fmt::join(options.routing, ","))},
@@ -254,7 +268,7 @@ int run_rank_bench(const BenchOptions& options, const RankSession& ranks) {
        {"seconds, gigabytes, seed",
         fmt::format("{} {} {}", options.seconds, options.rotate_gb, options.seed)},
        {"AVX-512 flavour", flavour_name(over_ranks.run.avx512_dot)}});
-  bench_on_ranks(over_ranks, options.parallel, ranks, Output(options.common));
+  bench_on_ranks(over_ranks, ranks, Output(options.common));
   return kExitOk;
 }
 
@@ -384,6 +398,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
   add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
   add_launch_options(*command, options->parallel.launch);
+  add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] {
     chosen = [options] {

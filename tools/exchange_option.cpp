@@ -20,9 +20,10 @@ void add_exchange_options(CLI::App& app, ExchangeOption& option) {
                  "added in ascending expert id, for bits that do not depend on --ep")
       ->check(CLI::IsMember({"rank", "ordered"}))
       ->capture_default_str();
-  app.add_option("--reduce", option.reduce,
-                 "how sums of ranks are added: in rank order (native is refused: no communicator "
-                 "has a reduction of its own here)")
+  app.add_option(
+         "--reduce", option.reduce,
+         "how sums of ranks are added: rank: in rank order; native: by MPI's own reduction, "
+         "in an order of its own")
       ->check(CLI::IsMember({"rank", "native"}))
       ->capture_default_str();
   app.add_flag("--no-reduce", option.no_reduce,
@@ -34,6 +35,7 @@ void add_exchange_options(CLI::App& app, ExchangeOption& option) {
 ExchangeOptions ExchangeOption::options() const {
   return {.kind = parse_exchange_kind(exchange),
           .combine = parse_combine_order(combine),
+          .reduce = parse_reduce_order(reduce),
           .slots = slots};
 }
 
@@ -42,13 +44,19 @@ ParallelConfig ExchangeOption::config(ParallelConfig parallel) const {
   return parallel;
 }
 
-void ExchangeOption::apply(const ParallelConfig& parallel, FusedMoeOptions& options) const {
+void ExchangeOption::apply(const ParallelConfig& parallel, const Communicator* world,
+                           FusedMoeOptions& options) const {
   const auto check = [&](bool possible, std::string_view what) {
     GANTRY_CHECK(possible, ErrorCode::kInvalidArgument, "{}", what);
   };
-  check(reduce == "rank",
-        "--reduce native: no communicator has a reduction of its own here; sums of ranks are added "
-        "in rank order, so that every run has the same bits");
+  const bool native = reduce == "native" && parallel.world_size() > 1;
+  check(!native || (world != nullptr && world->has_native_reduction()),
+        "--reduce native: ranks that are threads of one process have no reduction of their own; "
+        "start them with mpirun");
+  const std::string infeasible =
+      native ? infeasible_reduction(this->options(), options.batch_invariant) : std::string();
+  check(infeasible.empty(), fmt::format("--reduce native: {}", infeasible));
+  check(!native || !no_reduce, "--reduce native with --no-reduce: there are no sums to add");
   check(!no_reduce || parallel.dp_size == 1,
         "--no-reduce with --dp: the tokens of an engine that dispatches itself are needed, and "
         "this command is none");
@@ -73,11 +81,15 @@ std::string describe_exchange(const ExchangeOption& option, const ParallelConfig
                               int64_t top_k) {
   if (parallel.world_size() == 1) return {};
   if (option.no_reduce) return "exchange: none (--no-reduce): ranks keep their parts of the sums";
-  const ExchangeChoice choice =
-      choose_exchange(parse_exchange_kind(option.exchange), parallel, top_k);
-  return fmt::format("exchange: {} ({}), {} slots{}; combine {}; sums of ranks in rank order",
+  const ExchangeChoice choice = choose_exchange(parse_exchange_kind(option.exchange), parallel,
+                                                top_k, parse_reduce_order(option.reduce));
+  return fmt::format("exchange: {} ({}), {} slots{}; combine {}; sums of ranks {}",
                      to_string(choice.kind), choice.reason, option.slots,
-                     parallel.sequence_parallel ? ", sequence parallel" : "", option.combine);
+                     parallel.sequence_parallel ? ", sequence parallel" : "", option.combine,
+                     option.reduce == "native"
+                         ? "by MPI's own reduction: bits may differ between numbers of tokens, "
+                           "layouts and versions of MPI, and its messages are not counted"
+                         : "in rank order");
 }
 
 }  // namespace gantry::cli

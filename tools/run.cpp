@@ -204,7 +204,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   run.activations = activations.dtype;
   run.avx512_dot = ranks.agreed_avx512_dot();
   run.batch_invariant = options.batch_invariant;
-  options.exchange.apply(parallel, run);
+  options.exchange.apply(parallel, ranks.world(), run);
   ranks.check_agreement(
       options.parallel, &model.checkpoint(),
       {{"command", "run"},
@@ -212,6 +212,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
        {"input", fmt::format("{} tokens, {}", num_tokens,
                              to_string(digest_of(std::as_bytes(std::span(hidden)))))},
        {"repeat", std::to_string(options.repeat)},
+       {"placement", placement.fingerprint()},
        {"exchange", options.exchange.text()},
        {"batch invariant", options.batch_invariant ? "yes" : "no"},
        {"activations", activations.text},

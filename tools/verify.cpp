@@ -121,10 +121,12 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   if (config.quant) {
     output.text(fmt::format("quantized: {}", config.quant->methods()));
   }
+  const ExpertPlacement placement = options.parallel.placement_of(config);
   const Avx512Dot avx512_dot = ranks.agreed_avx512_dot();
   ranks.check_agreement(
       options.parallel, &model.checkpoint(),
       {{"command", "verify"},
+       {"placement", placement.fingerprint()},
        {"reference", options.reference.empty() ? "no" : "yes"},
        {"activations", options.activations.empty() ? "as declared" : options.activations},
        {"exchange", options.exchange.text()},
@@ -143,7 +145,8 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   output.event("activations",
                {{"dtype", to_string(activations.dtype)}, {"text", activations.text}});
   FusedMoeOptions moving;
-  options.exchange.apply(parallel, moving);
+  moving.batch_invariant = options.batch_invariant;
+  options.exchange.apply(parallel, ranks.world(), moving);
   if (parallel.world_size() > 1 && !config.layers.empty()) {
     output.text(
         describe_exchange(options.exchange, parallel, config.layers[0].routing.num_slots()));
@@ -165,7 +168,7 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
     settings.parallel = parallel;
     settings.ranks = ranks.setup();
     settings.avx512_dot = avx512_dot;
-    settings.placement = options.parallel.placement_of(config);
+    settings.placement = placement;
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
     settings.device = device;

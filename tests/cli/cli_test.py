@@ -357,7 +357,7 @@ class CommandTest(CommandTestCase):
             (["--no-reduce", "--combine", "ordered"], "no sums to put into order"),
             (["--no-reduce", "--exchange", "all_to_all"], "nothing is to be sent"),
             (["--no-reduce", "--sequence-parallel"], "exchange their parts"),
-            (["--reduce", "native"], "in rank order"),
+            (["--reduce", "native"], "threads of one process have no reduction of their own"),
             (["--matrix"], "--reference"),
         ]:
             code, _, err = run("verify", golden, "--ep", 2, *options)
