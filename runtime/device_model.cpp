@@ -20,8 +20,10 @@ RankResult run_layer_on_device(MoeModel& model, int layer, const std::shared_ptr
   const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
   const size_t findings_before = model.report().findings().size();
   RankResult result;
+  LoadOptions load = load_options;
+  load.gpu = true;
   const MoeLayerWeights weights =
-      loader.load_layer(layer, {}, experts, load_options, model.report(), result.load);
+      loader.load_layer(layer, {}, experts, load, model.report(), result.load);
   if (batch == nullptr || model.report().findings().size() > findings_before) return result;
 
   const DeviceMoeLayer moe(device, weights, experts, options);

@@ -83,6 +83,7 @@ GANTRY_HD inline float device_scale(const std::byte* scales, ScaleType type, int
       return e8m0_bits_to_f32(static_cast<uint32_t>(scales[index]));
     case ScaleType::kE4M3:
       return e4m3_bits_to_f32(static_cast<uint32_t>(scales[index]));
+    case ScaleType::kInt8:  // device_matrix refuses it
     case ScaleType::kNone:
       break;
   }

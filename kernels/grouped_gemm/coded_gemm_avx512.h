@@ -21,9 +21,9 @@ constexpr int64_t kUngrouped = 256;
 // Adds to the sums of kRows rows what a pair of k gives. x points at the pair in the first row.
 struct FmaMultiply {
   static constexpr int64_t kBytes = 4;  // of one k in a row of x
-  template <int kRows>
+  template <int kRows, typename Pair>
   static void add(__m512 (&sums)[kRows][2], const std::byte* const (&start)[(kRows + 2) / 3],
-                  int64_t offset, int64_t stride, __m512i w0, __m512i w1) {
+                  int64_t offset, int64_t stride, const Pair& w0, const Pair& w1) {
     const __m512 even[2] = {even_of(w0), even_of(w1)};
     const __m512 odd[2] = {odd_of(w0), odd_of(w1)};
 #pragma GCC unroll 12
@@ -59,6 +59,9 @@ void coded_block(const PanelGemm& call, int64_t row) {
   const std::byte* line = call.panel + panel.codes;
   const std::byte* scale_at = call.panel + panel.scales;
   const std::byte* zero_at = panel.format.zero_points ? call.panel + panel.zeros : nullptr;
+  const bool minimums = panel.format.minimums;
+  const bool supers = panel.format.super_group > 0;
+  int64_t g = 0;
   const int64_t stride = call.x_stride;
   const std::byte* start[kStarts];
   for (int i = 0; i < kStarts; ++i)
@@ -79,7 +82,7 @@ void coded_block(const PanelGemm& call, int64_t row) {
       _mm512_store_ps(c + r * 32 + 16, _mm512_setzero_ps());
     }
   }
-  for (int64_t begin = 0; begin < call.k; begin += group) {
+  for (int64_t begin = 0; begin < call.k; begin += group, ++g) {
     const int64_t depth = begin + group < call.k ? group : call.k - begin;
     __m512 chains[kChains][kRows][2];
     auto& sums = chains[0];
@@ -113,8 +116,9 @@ void coded_block(const PanelGemm& call, int64_t row) {
         sums[r][1] = _mm512_add_ps(sums[r][1], chains[i][r][1]);
       }
     }
-    const Scales scales = load_scales(scale_at, panel.format.scale);
+    Scales scales = load_scales(scale_at, panel.format.scale);
     scale_at += panel.scale_bytes;
+    if (supers) multiply_supers(scales, panel, call.panel + panel.super_scales, g);
     if (zero_at != nullptr) {  // sum of x * (q - z) = sum of x * q - z * sum of x
       const Scales zeros = load_zeros(zero_at);
       zero_at += 32;
@@ -126,8 +130,26 @@ void coded_block(const PanelGemm& call, int64_t row) {
         sums[r][0] = _mm512_fnmadd_ps(x, zeros.half[0], sums[r][0]);
         sums[r][1] = _mm512_fnmadd_ps(x, zeros.half[1], sums[r][1]);
       }
-      x_sums += 4;
     }
+    if (minimums) {  // sum of x * (q * s - m) = s * sum of x * q - m * sum of x
+      const Scales least = load_minimums(call.panel, panel, g);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        float of_x;
+        std::memcpy(&of_x, x_sums + r * stride, 4);
+        const __m512 x = _mm512_set1_ps(of_x);
+        if constexpr (kTotals) {
+          totals[r][0] = _mm512_fnmadd_ps(x, least.half[0], totals[r][0]);
+          totals[r][1] = _mm512_fnmadd_ps(x, least.half[1], totals[r][1]);
+        } else {
+          float* total = c + r * 32;
+          _mm512_store_ps(total, _mm512_fnmadd_ps(x, least.half[0], _mm512_load_ps(total)));
+          _mm512_store_ps(total + 16,
+                          _mm512_fnmadd_ps(x, least.half[1], _mm512_load_ps(total + 16)));
+        }
+      }
+    }
+    x_sums += 4;
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       if constexpr (kTotals) {
