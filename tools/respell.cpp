@@ -2,6 +2,7 @@
 // between safetensors and GGUF where the bits are equal.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -147,10 +148,16 @@ int run_respell(const std::string& command, const RespellOptions& options) {
       plan_relayout(checkpoint, model.config(), model.tensors(), conversion.target);
   for (const std::string& note : plan.notes)
     output.text(fmt::format("note: {}", note));
+  // A GGUF file that was named itself lies among others of any kind: these are not carried.
+  const bool alone = std::filesystem::is_regular_file(options.input);
   std::vector<std::string> left_out;
-  (void)carried_files(checkpoint.directory(), &left_out);
-  for (const std::string& name : left_out)
+  if (!alone) (void)carried_files(checkpoint.directory(), &left_out);
+  for (const std::string& name : left_out) {
+    const bool own = std::any_of(checkpoint.files().begin(), checkpoint.files().end(),
+                                 [&](const WeightFile& f) { return f.path().filename() == name; });
+    if (own) continue;
     output.text(fmt::format("note: {} is not carried: weights of another format or folder", name));
+  }
   output.text(fmt::format("{}: family {}, {} -> {}: {} tensors of experts, {} others renamed",
                           options.input, model.config().family->name, checkpoint.tensors().size(),
                           plan.tensors.size(), plan.num_expert_tensors, plan.num_renamed));
@@ -158,7 +165,8 @@ int run_respell(const std::string& command, const RespellOptions& options) {
   std::vector<ShardPlan> shards;
   if (!to_gguf) shards = plan_shards(plan.tensors, options.write.shard_bytes);
   const auto num_files = to_gguf ? 1 : static_cast<int64_t>(shards.size());
-  const std::vector<std::filesystem::path> inputs = {checkpoint.directory()};
+  const std::vector<std::filesystem::path> inputs = {alone ? std::filesystem::path(options.input)
+                                                           : checkpoint.directory()};
   CheckpointWriter writer(
       options.output, inputs, std::move(shards),
       {.resume = options.write.resume,
@@ -168,8 +176,6 @@ int run_respell(const std::string& command, const RespellOptions& options) {
   const RelayoutStats stats = to_gguf ? write_gguf(command, options, model, plan, writer)
                                       : run_plan(command, options, checkpoint, plan, writer,
                                                  writer.total_bytes() - writer.kept_bytes());
-  // A GGUF file that was named itself lies among others of any kind.
-  const bool alone = std::filesystem::is_regular_file(options.input);
   const std::set<std::string> anew =
       conversion.config ? std::set<std::string>{"config.json"} : std::set<std::string>{};
   if (!alone) carry_files(checkpoint.directory(), writer, anew);

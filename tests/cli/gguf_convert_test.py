@@ -103,6 +103,20 @@ class GgufConvertTest(command.CommandTestCase):
         code, out, err = run("diff", source, gguf, "--max-rel", "1e-30", "--max-output-rel", "1e-30")
         self.assertEqual(code, OK, out + err)
 
+    def test_a_file_alone_needs_a_config(self):
+        gguf = self.round_trip("mixtral")
+        (gguf / "model.gguf").rename(self.dir / "alone.gguf")
+        (self.dir / "notes").write_text("not part of it")
+        code, out, err = run("convert", self.dir / "alone.gguf", self.dir / "out", "--to", "fused")
+        self.assertEqual(code, USAGE, out + err)
+        self.assertIn("--config", err)
+        code, out, err = run("convert", self.dir / "alone.gguf", self.dir / "out", "--to", "fused",
+                             "--config", gguf / "config.json")
+        self.assertEqual(code, OK, out + err)
+        fused = GOLDEN / "families/mixtral-fused/model.safetensors"
+        self.assertEqual(tensors(self.dir / "out/model.safetensors"), tensors(fused))
+        self.assertEqual({p.name for p in (self.dir / "out").iterdir()}, {"config.json", "model.safetensors"})
+
     def test_blocks_are_refused_by_name(self):
         config = GOLDEN / "families/qwen3_moe/config.json"
         code, out, err = run("convert", GOLDEN / "gguf/q2_k", self.dir / "out", "--to", "per-expert")

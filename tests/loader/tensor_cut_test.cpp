@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "loader/reshard_plan.h"
@@ -133,6 +136,77 @@ TEST(TensorCutTest, RanksFilesGiveTheSlotsThatTheLoaderCutsItself) {
     }
   }
   EXPECT_GT(equal, 20);
+}
+
+/// Rules on their own: a matrix of 4 outputs and 32 inputs, 4 bits, groups of 16.
+class TensorCutRuleTest : public testing::Test {
+ protected:
+  EncodedCut cut(std::string_view suffix, DType dtype, std::vector<int64_t> dims, const Slice& in,
+                 const std::vector<int32_t>& values = {}) const {
+    EncodedPart part{.name = "w", .suffix = suffix, .dtype = dtype, .shape = {}};
+    part.shape = {.dims = dims, .rows = dims[0], .cols = dims.size() > 1 ? dims[1] : 1};
+    const auto bytes = std::as_bytes(std::span(values));
+    return cut_encoded(part, {.size = {4, 32}, .out = {0, 4}, .in = in}, scheme,
+                       [&] { return std::vector<std::byte>(bytes.begin(), bytes.end()); });
+  }
+
+  QuantScheme scheme{
+      .method = "test", .bits = 4, .grid = ScaleGrid::kGroup, .group_size = 16, .activations = {}};
+};
+
+TEST_F(TensorCutRuleTest, WordsOfCodesStayWhole) {
+  const EncodedCut kept = cut("weight_packed", DType::kI32, {4, 4}, {8, 24});
+  EXPECT_EQ(kept.first_col, 1);
+  EXPECT_EQ(kept.dims, (std::vector<int64_t>{4, 2}));
+  expect_error(
+      [&] {
+        (void)cut("weight_packed", DType::kI32, {4, 4}, {4, 12});
+      },
+      ErrorCode::kUnsupported, {"w:", "4 bits", "[4, 12)"});
+}
+
+TEST_F(TensorCutRuleTest, WeightsKeepTheirGroups) {
+  EXPECT_EQ(cut("weight_scale", DType::kBF16, {4, 2}, {16, 32}).first_col, 1);
+  // Groups are counted from the rank's first input on, so one may end early but not begin late ...
+  EXPECT_EQ(cut("weight_scale", DType::kBF16, {4, 2}, {0, 24}).dims[1], 2);
+  expect_error(
+      [&] {
+        (void)cut("weight_scale", DType::kBF16, {4, 2}, {8, 24});
+      },
+      ErrorCode::kUnsupported, {"w:", "16 inputs", "[8, 24)"});
+  // ... unless all of the rank's inputs are in one.
+  const EncodedCut inside = cut("weight_scale", DType::kBF16, {4, 2}, {20, 28});
+  EXPECT_EQ(inside.first_col, 1);
+  EXPECT_EQ(inside.dims[1], 1);
+}
+
+TEST_F(TensorCutRuleTest, GroupIndicesAreCountedAnew) {
+  std::vector<int32_t> groups(32, 0);
+  std::fill(groups.begin() + 16, groups.end(), 1);
+  const EncodedCut kept = cut("g_idx", DType::kI32, {32}, {16, 32}, groups);
+  EXPECT_EQ(kept.dims, std::vector<int64_t>{16});
+  EXPECT_EQ(kept.literal, std::vector<std::byte>(16 * sizeof(int32_t)));  // all of group 0
+  std::swap(groups.front(), groups.back());
+  expect_error(
+      [&] {
+        (void)cut("g_idx", DType::kI32, {32}, {16, 32}, groups);
+      },
+      ErrorCode::kUnsupported, {"w:", "activation order"});
+}
+
+TEST_F(TensorCutRuleTest, SizesAreThoseOfThePart) {
+  const EncodedCut kept = cut("weight_shape", DType::kI32, {2}, {16, 32});
+  const std::vector<int32_t> expected = {4, 16};
+  const auto bytes = std::as_bytes(std::span(expected));
+  EXPECT_EQ(kept.literal, std::vector<std::byte>(bytes.begin(), bytes.end()));
+}
+
+TEST_F(TensorCutRuleTest, TensorsOfUnknownAxesAreRefused) {
+  expect_error(
+      [&] {
+        (void)cut("weight.absmax", DType::kF32, {8}, {16, 32});
+      },
+      ErrorCode::kUnsupported, {"w:", "weight.absmax", "not defined"});
 }
 
 }  // namespace
