@@ -17,8 +17,8 @@
 namespace gantry {
 namespace {
 
-// Bytes that stay as they are go through the second-level cache.
-constexpr int64_t kRunBytes = int64_t{2} << 20;
+// Bytes that stay as they are go through the second-level cache; see also AtomicFile::write.
+constexpr int64_t kRunBytes = int64_t{512} << 10;
 // Of a transpose, larger tiles read longer pieces of each source row.
 constexpr int64_t kTileBytes = int64_t{16} << 20;
 
