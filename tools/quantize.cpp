@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "kernels/base/check.h"
 #include "tools/commands.h"
@@ -70,17 +71,19 @@ int run_quantize_command(const QuantizeCommand& command) {
                   .threads = command.common.make_threads(),
                   .ranges = {},
                   .hessians = nullptr,
+                  .awq = nullptr,
                   .progress = {}};
   if (!command.stats.empty()) run.ranges = InputRanges::read(command.stats, model.config());
   StatsHessians hessians(
       command.stats, {.damping = command.damping,
                       .order = command.act_order ? GptqOrder::kByActivation : GptqOrder::kInOrder});
-  if (command.method == "gptq") {
-    GANTRY_CHECK(!command.stats.empty(), ErrorCode::kInvalidArgument,
-                 "--method gptq: expected --stats of gantry calibrate --hessians");
-    run.hessians = &hessians;
-  }
+  GANTRY_CHECK(command.method == "rtn" || !command.stats.empty(), ErrorCode::kInvalidArgument,
+               "--method {}: expected --stats of gantry calibrate --hessians", command.method);
   const auto start = std::chrono::steady_clock::now();
+  if (command.method == "gptq") run.hessians = &hessians;
+  std::optional<AwqScaling> awq;
+  if (command.method == "awq")
+    run.awq = &awq.emplace(model, plan, hessians, command.stats, run.threads);
   QuantizeResult result;
   {
     ProgressMeter progress("quantize", plan.source_bytes, command.common);
@@ -125,10 +128,10 @@ void add_quantize_command(CLI::App& app, std::function<int()>& chosen) {
                    "inputs of one scale of integers (0: the format's own)")
       ->check(CLI::Range(0, 65536));
   command->add_option("--method", options->method, "how codes are chosen")
-      ->check(CLI::IsMember({"rtn", "gptq"}))
+      ->check(CLI::IsMember({"rtn", "gptq", "awq"}))
       ->capture_default_str();
   command->add_option("--stats", options->stats,
-                      "what gantry calibrate wrote: for static input scales and gptq");
+                      "what gantry calibrate wrote: for static input scales, gptq and awq");
   command->add_flag("--act-order", options->act_order,
                     "gptq: columns by descending activation, scales chosen beforehand");
   command->add_option("--damping", options->damping, "gptq: share of the mean diagonal")

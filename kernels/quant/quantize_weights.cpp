@@ -1,6 +1,7 @@
 #include "kernels/quant/quantize_weights.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/base/check.h"
 #include "kernels/quant/element_formats.h"
@@ -35,6 +36,14 @@ std::vector<WeightRange> scale_ranges(const WeightQuantization& quantization,
     }
   }
   return ranges;
+}
+
+void clip(std::span<WeightRange> ranges, std::span<const float> clips) {
+  if (clips.empty()) return;
+  GANTRY_CHECK(clips.size() == ranges.size(), ErrorCode::kInvalidArgument,
+               "expected {} clips, found {}", ranges.size(), clips.size());
+  for (size_t i = 0; i < ranges.size(); ++i)
+    ranges[i] = {ranges[i].low * clips[i], ranges[i].high * clips[i]};
 }
 
 // group_scale of every group under a second scale, all at once.
@@ -108,11 +117,13 @@ GroupScale QuantizedWeights::scale_of(int64_t o, int64_t i) const noexcept {
 
 QuantizedWeights quantize_weights(const WeightQuantization& quantization,
                                   std::span<const float> weights, int64_t out, int64_t in,
-                                  float shared_amax, IsaSet available) {
+                                  float shared_amax, std::span<const float> clips,
+                                  IsaSet available) {
   check_sizes(weights, out, in);
   const WeightRowOps& ops = weight_row_ops(available);
   QuantizedWeights quantized{.quantization = quantization, .out = out, .in = in};
   std::vector<WeightRange> ranges = scale_ranges(quantization, weights, out, in, ops);
+  clip(ranges, clips);
   if (quantization.two_levels()) {
     const float amax = shared_amax > 0.0F ? shared_amax : weight_range(weights, available).amax();
     quantized.second = second_scale(quantization, amax);
@@ -142,15 +153,25 @@ QuantizedWeights quantize_like(const QuantizedWeights& like, std::span<const flo
 }
 
 std::vector<float> dequantize(const QuantizedWeights& weights) {
-  std::vector<float> values(weights.codes.size());
+  const WeightQuantization& quantization = weights.quantization;
+  // What each code is worth with a step of 1 and no zero point.
+  std::array<float, 256> values{};
+  for (size_t code = 0; code < values.size(); ++code)
+    values[code] = weight_value(quantization.element, static_cast<uint8_t>(code), GroupScale());
+  const int64_t group = quantization.group > 0 ? quantization.group : weights.in;
+  std::vector<float> decoded(weights.codes.size());
   for (int64_t o = 0; o < weights.out; ++o) {
-    for (int64_t i = 0; i < weights.in; ++i) {
-      const auto at = static_cast<size_t>(o * weights.in + i);
-      values[at] =
-          weight_value(weights.quantization.element, weights.codes[at], weights.scale_of(o, i));
+    for (int64_t begin = 0; begin < weights.in; begin += group) {
+      const GroupScale scale = weights.scale_of(o, begin);
+      const auto zero = static_cast<float>(scale.zero);
+      const int64_t end = std::min(weights.in, begin + group);
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(o * weights.in + i);
+        decoded[at] = (values[weights.codes[at]] - zero) * scale.step;
+      }
     }
   }
-  return values;
+  return decoded;
 }
 
 }  // namespace gantry

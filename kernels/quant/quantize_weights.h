@@ -39,10 +39,13 @@ WeightRange weight_range(std::span<const float> weights, IsaSet available = host
 /// @param weights     [out, in], row-major; finite
 /// @param shared_amax with two levels or one scale for the whole matrix: the largest magnitude of
 ///                    all matrices that are to have the same one, at least this one's; 0: its own
+/// @param clips       [row blocks, groups], how much of a scale's range counts, in (0, 1]: weights
+///                    beyond saturate; empty: all of it
 /// @throws Error kUnsupported as group_scale does; kInvalidArgument for sizes that do not fit
 QuantizedWeights quantize_weights(const WeightQuantization& quantization,
                                   std::span<const float> weights, int64_t out, int64_t in,
-                                  float shared_amax = 0.0F, IsaSet available = host_isas());
+                                  float shared_amax = 0.0F, std::span<const float> clips = {},
+                                  IsaSet available = host_isas());
 
 /// The same with the scales, zero points and second scale of `like`: only codes are chosen.
 QuantizedWeights quantize_like(const QuantizedWeights& like, std::span<const float> weights,
