@@ -109,7 +109,7 @@ Json gptqmodel_config(const ExportFormat& format, const ModuleNames& plain_modul
   const char* layout = is_awq ? "gemm" : "gptq";
   Json config = {{"bits", bits_of(format.matrix.quantization.element)},
                  {"checkpoint_format", layout},
-                 {"desc_act", false},
+                 {"desc_act", format.desc_act},
                  {"format", layout},
                  {"group_size", format.matrix.quantization.group},
                  {"lm_head", false},
@@ -121,10 +121,11 @@ Json gptqmodel_config(const ExportFormat& format, const ModuleNames& plain_modul
   if (is_awq) {
     config["version"] = "gemm";
     config["zero_point"] = true;
+    // What AutoAWQ's readers look at; GPTQModel's own loader takes the list below alone.
     if (!rest.empty()) config["modules_to_not_convert"] = rest;
-    return config;
+  } else {
+    config["sym"] = !format.matrix.quantization.zero_points;
   }
-  config["sym"] = !format.matrix.quantization.zero_points;
   for (const std::string& module : rest)
     config["dynamic"]["-:" + escaped(module)] = Json::object();
   return config;

@@ -336,7 +336,8 @@ class Runner {
       if (hessian == nullptr)
         return quantize_weights(quantization, weights, size.out, size.in, shared);
       const Threads one{.count = 1, .executor = {}};  // experts are quantized side by side
-      return gptq_weights(quantization, weights, size.out, *hessian, shared, one);
+      return gptq_weights(quantization, weights, size.out, *hessian, shared, one,
+                          plan_.format.desc_act);
     } catch (const Error& error) {
       fail(error.code(), "{}: {}", name, error.what());
     }

@@ -72,7 +72,7 @@ void set_two_level_scales(QuantizedWeights& quantized, std::span<const WeightRan
 
 void set_codes(QuantizedWeights& quantized, std::span<const float> weights,
                const WeightRowOps& ops) {
-  const auto& [quantization, out, in, codes, scales, zeros, second] = quantized;
+  const auto& [quantization, out, in, codes, scales, zeros, second, input_groups] = quantized;
   const int64_t groups = quantization.num_groups(in);
   const int64_t rows = quantization.rows > 0 ? quantization.rows : out;
   quantized.codes.resize(weights.size());
@@ -109,7 +109,9 @@ WeightRange weight_range(std::span<const float> weights, IsaSet available) noexc
 
 GroupScale QuantizedWeights::scale_of(int64_t o, int64_t i) const noexcept {
   const int64_t block = quantization.rows > 0 ? o / quantization.rows : 0;
-  const int64_t group = quantization.group > 0 ? i / quantization.group : 0;
+  const int64_t group = !input_groups.empty()    ? input_groups[static_cast<size_t>(i)]
+                        : quantization.group > 0 ? i / quantization.group
+                                                 : 0;
   const auto at = static_cast<size_t>(block * quantization.num_groups(in) + group);
   return stored_group_scale(quantization, scales[at], zeros.empty() ? uint8_t{0} : zeros[at],
                             second);
@@ -158,7 +160,10 @@ std::vector<float> dequantize(const QuantizedWeights& weights) {
   std::array<float, 256> values{};
   for (size_t code = 0; code < values.size(); ++code)
     values[code] = weight_value(quantization.element, static_cast<uint8_t>(code), GroupScale());
-  const int64_t group = quantization.group > 0 ? quantization.group : weights.in;
+  // Columns of one group that stand side by side.
+  const int64_t group = !weights.input_groups.empty() ? 1
+                        : quantization.group > 0      ? quantization.group
+                                                      : weights.in;
   std::vector<float> decoded(weights.codes.size());
   for (int64_t o = 0; o < weights.out; ++o) {
     for (int64_t begin = 0; begin < weights.in; begin += group) {

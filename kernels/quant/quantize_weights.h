@@ -15,7 +15,7 @@ namespace gantry GANTRY_API {
 ///
 ///   W[o, i] = (value(codes[o, i]) - zeros[b, g]) * scales[b, g] (* or / second)
 ///
-/// with b = o / rows, g = i / group of its WeightQuantization.
+/// with b = o / rows, g = i / group of its WeightQuantization, or input_groups[i].
 struct QuantizedWeights {
   WeightQuantization quantization;
   int64_t out = 0;
@@ -24,6 +24,9 @@ struct QuantizedWeights {
   std::vector<float> scales{};   ///< [row blocks, groups], values of the stored type
   std::vector<uint8_t> zeros{};  ///< [row blocks, groups] of integers: the code of 0; else empty
   float second = 1.0F;           ///< second_scale; 1 without two levels
+  /// [in] the group of each column, where they were put in groups by activation order (GPTQ);
+  /// empty: i / group.
+  std::vector<int32_t> input_groups{};
 
   [[nodiscard]] GroupScale scale_of(int64_t o, int64_t i) const noexcept;
 };

@@ -4,119 +4,14 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <array>
-#include <fstream>
-#include <optional>
-
 #include "kernels/activation/activation.h"
 #include "kernels/base/float_convert.h"
 #include "runtime/calibration.h"
-#include "tests/cli/quantize_case.h"
+#include "tests/cli/calibrated_case.h"
 #include "tools/awq_scaling.h"
 
 namespace gantry::test {
 namespace {
-
-using Floats = std::vector<float>;
-
-// What hidden states of a layer look like: heavy tails, a few channels of 20 times the others'
-// size, and channels that hang together by 16 common factors: what both methods are for.
-struct HiddenStates {
-  static constexpr size_t kFactors = 16;
-
-  HiddenStates(SeededRng& rng, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-      sizes.push_back(std::exp(0.7F * rng.normal()) * (i % 37 == 5 ? 20.0F : 1.0F));
-      for (size_t f = 0; f < kFactors; ++f)
-        mix.push_back(0.4F * rng.normal());
-    }
-  }
-
-  [[nodiscard]] Floats rows(SeededRng& rng, int64_t count) const {
-    Floats values;
-    for (int64_t r = 0; r < count; ++r) {
-      const float tail = 1.0F / (0.5F + std::fabs(rng.normal()));
-      std::array<float, kFactors> factors{};
-      for (float& factor : factors)
-        factor = rng.normal();
-      for (size_t i = 0; i < sizes.size(); ++i) {
-        float value = rng.normal();
-        for (size_t f = 0; f < kFactors; ++f)
-          value += mix[i * kFactors + f] * factors[f];
-        values.push_back(sizes[i] * tail * value);
-      }
-    }
-    return values;
-  }
-
-  Floats sizes;
-  Floats mix;
-};
-
-// A source with its statistics, of all layers.
-class Calibrated {
- public:
-  explicit Calibrated(path source, bool route_all = true) : source_(std::move(source)) {
-    MoeModel model(source_, /*names_only=*/false);
-    std::vector<TensorInfo> tensors;
-    std::vector<Floats> captures;
-    for (const MoeLayerSpec& spec : model.config().layers) {
-      hidden_.emplace_back(rng, spec.hidden_size);
-      captures.push_back(hidden_.back().rows(rng, kTokens));
-      tensors.push_back({fmt::format("model.layers.{}.mlp.input", spec.layer),
-                         DType::kF32,
-                         {kTokens, spec.hidden_size}});
-    }
-    const path file = dir_ / "captures.safetensors";
-    SafetensorsWriter writer(file, tensors, {});
-    for (size_t l = 0; l < tensors.size(); ++l)
-      writer.write(tensors[l].name, 0, std::as_bytes(std::span(captures[l])));
-    writer.finish();
-    const std::vector<path> files = {file};
-    const ActivationFiles activations(files, model.config());
-    CalibrationSettings settings;
-    settings.route_all = route_all;
-    settings.hessians = true;
-    std::filesystem::create_directory(stats());
-    for (const MoeLayerSpec& spec : model.config().layers)
-      calibrate_layer(model, spec.layer, activations, settings, stats());
-    std::ofstream(stats() / "calibration.json") << "{}";
-  }
-
-  enum class Method { kRtn, kGptq, kAwq };
-
-  [[nodiscard]] std::unique_ptr<Quantized> quantize(const cli::QuantizeRequest& request,
-                                                    Method method) const {
-    auto done = std::make_unique<Quantized>();
-    done->out = done->dir / "out";
-    MoeModel model(source_, /*names_only=*/false);
-    const cli::QuantizePlan plan = cli::plan_quantize(model, request);
-    cli::StatsHessians hessians(stats(), {});
-    cli::QuantizeRun run;
-    run.directory = done->out;
-    run.memory_bytes = int64_t{1} << 30;
-    run.fingerprint = "test";
-    run.threads.count = 2;
-    run.ranges = cli::InputRanges::read(stats(), model.config());
-    if (method == Method::kGptq) run.hessians = &hessians;
-    std::optional<cli::AwqScaling> awq;
-    if (method == Method::kAwq) run.awq = &awq.emplace(model, plan, hessians, stats(), run.threads);
-    done->result = cli::run_quantize(model, plan, run);
-    return done;
-  }
-
-  // Other tokens of a layer.
-  Floats held_out(size_t layer, int64_t count) { return hidden_[layer].rows(rng, count); }
-  [[nodiscard]] path stats() const { return dir_ / "stats"; }
-
-  SeededRng rng;
-
- private:
-  static constexpr int64_t kTokens = 1024;
-  path source_;
-  TempDir dir_;
-  std::vector<HiddenStates> hidden_;
-};
 
 // y = x W^T in f64.
 Floats multiply(const Floats& x, const Floats& w, size_t in) {
@@ -201,6 +96,37 @@ TEST_P(QuantizeAwqTest, AndGptqLoseLessOfTheOutputsThanRoundingToNearest) {
 INSTANTIATE_TEST_SUITE_P(Formats, QuantizeAwqTest,
                          testing::Values("int4-g128", "int4-asym", "awq", "gptq", "mxfp4", "nvfp4"),
                          [](const auto& p) { return readable(p.param); });
+
+// Columns in groups by activation order: what is read back is no worse than in order, and its
+// groups are whole but not runs of columns.
+TEST(QuantizeDescAct, KeepsTheGroupsInGIdx) {
+  constexpr size_t kHidden = 256;
+  const path source = source_dir("qwen3_moe");
+  Calibrated layer(source);
+  const auto rtn = layer.quantize({.format = "gptq"}, Calibrated::Method::kRtn);
+  const auto gptq = layer.quantize({.format = "gptq", .desc_act = true}, Calibrated::Method::kGptq);
+  const auto written = MutableCheckpoint::read(gptq->out);
+  EXPECT_TRUE(nlohmann::json::parse(written.config)["quantization_config"]["desc_act"]);
+  const auto& index = written.tensors.at("model.layers.0.mlp.experts.0.gate_proj.g_idx");
+  std::vector<int32_t> groups(kHidden);
+  ASSERT_EQ(index.bytes.size(), groups.size() * 4);
+  std::memcpy(groups.data(), index.bytes.data(), index.bytes.size());
+  EXPECT_EQ(std::count(groups.begin(), groups.end(), 0), 128);
+  EXPECT_EQ(std::count(groups.begin(), groups.end(), 1), 128);
+  EXPECT_FALSE(std::is_sorted(groups.begin(), groups.end()));
+  const auto matrices = expert_matrices(source);
+  const Floats x = layer.held_out(0, 60);
+  const Floats y = expert_output(matrices, 0, x, kHidden);
+  const auto error = [&](const path& out) {
+    return relative_error(expert_output(expert_matrices(out), 0, x, kHidden), y);
+  };
+  EXPECT_LT(error(gptq->out), error(rtn->out)) << "seed " << layer.rng.seed();
+  expect_error(
+      [&] {
+        (void)layer.quantize({.format = "int4-g128", .desc_act = true}, Calibrated::Method::kGptq);
+      },
+      ErrorCode::kInvalidArgument, {"--desc-act", "int4-g128", "g_idx"});
+}
 
 // Whatever reads the norm gives the same bits as before: each product of a weight and its channel
 // of the norm is what it was. Nothing else has changed.
