@@ -103,7 +103,9 @@ Json compressed_tensors_config(const ExportFormat& format, const ModuleNames& pl
           {"version", "0.19.0"}};
 }
 
-// `meta` holds the settings of a quantizer's run; "-:" leaves a module as it is.
+// `meta` holds the settings of a quantizer's run: who wrote the file, and the release whose
+// conventions it follows, which GPTQModel's loader asks for where zero points are stored less one.
+// "-:" leaves a module as it is.
 Json gptqmodel_config(const ExportFormat& format, const ModuleNames& plain_modules) {
   const bool is_awq = format.algorithm == "awq";
   const char* layout = is_awq ? "gemm" : "gptq";
@@ -113,7 +115,7 @@ Json gptqmodel_config(const ExportFormat& format, const ModuleNames& plain_modul
                  {"format", layout},
                  {"group_size", format.matrix.quantization.group},
                  {"lm_head", false},
-                 {"meta", {{"quantizer", Json::array({"gantry"})}}},
+                 {"meta", {{"quantizer", Json::array({"gantry", "gptqmodel:7.7.0"})}}},
                  {"method", format.algorithm},
                  {"pack_dtype", "int32"},
                  {"quant_method", format.algorithm}};

@@ -32,7 +32,7 @@ CASES = {
     "awq searched": ("awq", ["--method", "awq"], BACKEND.AWQ_TORCH),
 }
 TOLERANCE = 1e-5
-# GPTQModel keeps AWQ's scales in float16, the file has bf16: 2^-11 where they are below its normal numbers.
+# AwqTorchLinear rounds its weights to float16 before it multiplies.
 AWQ_TOLERANCE = 1e-3
 
 
