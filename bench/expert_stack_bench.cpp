@@ -54,8 +54,7 @@ void copies(benchmark::State& state, Orientation orientation, GateUp arrangement
   }
   const Threads threads{.count = static_cast<int>(state.range(0)), .executor = {}};
   for (auto _ : state) {
-    unfuse_experts(stack, Part::kW1, gate, threads);
-    unfuse_experts(stack, Part::kW3, up, threads);
+    unfuse_gate_up(stack, gate, up, threads);
   }
   state.SetBytesProcessed(state.iterations() * stack.num_bytes());
 }

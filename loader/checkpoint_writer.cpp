@@ -232,13 +232,13 @@ struct CheckpointWriter::State {
     write_text_file(output.note_path(kRecord), text);
   }
 
-  void require_room() const {
+  void require_room(int64_t bytes) const {
     struct statvfs status = {};
     if (::statvfs(output.data().c_str(), &status) != 0 || status.f_blocks == 0) return;
     const auto free_bytes = static_cast<int64_t>(status.f_bavail * status.f_frsize);
-    GANTRY_CHECK(total_bytes - kept_bytes <= free_bytes, ErrorCode::kIo,
+    GANTRY_CHECK(bytes <= free_bytes, ErrorCode::kIo,
                  "{}: {} bytes are to be written, the file system has {} left",
-                 output.path().string(), total_bytes - kept_bytes, free_bytes);
+                 output.path().string(), bytes, free_bytes);
   }
 
   /// The place of a further file in the hidden directory; its folders are created.
@@ -298,7 +298,7 @@ CheckpointWriter::CheckpointWriter(const fs::path& directory, std::span<const fs
   }
   if (state_->output.resumed()) state_->resume();
   state_->begin_record();
-  state_->require_room();
+  state_->require_room(state_->total_bytes - state_->kept_bytes);
   for (const auto& shard : state_->shards) {
     // Nothing will come for a file of empty tensors, so it is written here.
     if (shard->done || shard->data_bytes > 0) continue;
@@ -341,6 +341,13 @@ void CheckpointWriter::write(std::string_view tensor, int64_t offset,
 
 void CheckpointWriter::write_text(std::string_view name, std::string_view text) {
   write_text_file(state_->place(name), text);
+}
+
+std::unique_ptr<AtomicFile> CheckpointWriter::create_file(std::string_view name,
+                                                          int64_t size_bytes) {
+  const fs::path path = state_->place(name);
+  state_->require_room(size_bytes);
+  return std::make_unique<AtomicFile>(path, size_bytes);
 }
 
 void CheckpointWriter::copy_file(const fs::path& source, std::string_view name) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/base/export.h"
+#include "loader/file_io.h"
 #include "loader/safetensors.h"
 #include "loader/tensor_sink.h"
 
@@ -76,6 +77,9 @@ class CheckpointWriter : public TensorSink {
   /// A further file: config.json, quantization_config.json ... Not durable before `finish`.
   /// @param name relative, without ".."
   void write_text(std::string_view name, std::string_view text);
+  /// A further file for the caller to write and commit, before `finish`: weights of another format.
+  /// @throws Error kIo, also if the file system has less room
+  std::unique_ptr<AtomicFile> create_file(std::string_view name, int64_t size_bytes);
   /// Copies a file, with its permission to execute.
   void copy_file(const std::filesystem::path& source, std::string_view name);
 

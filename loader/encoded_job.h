@@ -23,7 +23,12 @@ struct EncodedJob {
   Part part = Part::kW1;
   Slice out;  ///< rows that this rank owns
   Slice in;   ///< columns
+  /// The matrix' rows and columns in the order that slots have them, if that is another one than
+  /// the file's: `out` and `in` then count in it.
+  const std::vector<int32_t>* row_order = nullptr;
+  const std::vector<int32_t>* column_order = nullptr;
   SlotTarget target;
+  WeightFormat format;  ///< of the whole matrix in coded slots, which others may have widened
   struct Destination {
     std::byte* slot = nullptr;  ///< null in plans without memory
     int64_t ledger_id = -1;

@@ -1,5 +1,7 @@
 #include "loader/expert_slot.h"
 
+#include <algorithm>
+
 #include "kernels/base/buffer.h"
 #include "kernels/base/check.h"
 
@@ -10,6 +12,24 @@ constexpr int64_t kSectionAlignment = static_cast<int64_t>(kBufferAlignment);
 
 int64_t align_up(int64_t bytes) {
   return (bytes + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
+}
+
+// The order of a slot's neurons if it holds all of them in another one than the file's, else null.
+const int32_t* own_neurons(const SlotLayout& layout, const std::byte* slot) {
+  if (!layout.transforms.mid_order) return nullptr;
+  const auto* order = reinterpret_cast<const int32_t*>(slot + layout.mid_order.offset);
+  const bool all = std::all_of(order, order + layout.intermediate_size,
+                               [&](int32_t neuron) { return neuron < layout.intermediate_size; });
+  return all ? order : nullptr;
+}
+
+// Columns of a matrix times the f32 values of a section.
+void multiply_columns(const SlotSection& section, const std::byte* slot,
+                      std::vector<float>& matrix) {
+  const auto* factors = reinterpret_cast<const float*>(slot + section.offset);
+  const size_t columns = static_cast<size_t>(section.bytes) / sizeof(float);
+  for (size_t i = 0; i < matrix.size(); ++i)
+    matrix[i] *= factors[i % columns];
 }
 
 }  // namespace
@@ -29,9 +49,10 @@ SlotLayout SlotLayout::create(DType dtype, bool gated, bool bias, int64_t interm
 
 SlotLayout SlotLayout::create(const WeightFormat& w13, const WeightFormat& w2, bool gated,
                               bool bias, int64_t intermediate_size, int64_t hidden_size,
-                              bool static_inputs) {
+                              bool static_inputs, const InputTransforms& transforms) {
   SlotLayout layout;
   layout.dtype = DType::kF32;
+  layout.transforms = transforms;
   layout.gated = gated;
   layout.bias = bias;
   layout.static_inputs = static_inputs;
@@ -62,6 +83,10 @@ void SlotLayout::place_sections(const WeightFormat& w13_format, const WeightForm
   b13 = place(bias ? w13_rows() * 4 : 0);
   b2 = place(bias ? hidden_size * 4 : 0);
   input_scales = place(static_inputs ? (gated ? 3 : 2) * int64_t{sizeof(float)} : 0);
+  x_order = place(transforms.order ? hidden_size * int64_t{sizeof(int32_t)} : 0);
+  x_factors = place(transforms.factors ? hidden_size * int64_t{sizeof(float)} : 0);
+  mid_factors = place(transforms.mid_factors ? intermediate_size * int64_t{sizeof(float)} : 0);
+  mid_order = place(transforms.mid_order ? intermediate_size * int64_t{sizeof(int32_t)} : 0);
   stride_bytes = end;
 }
 
@@ -82,7 +107,10 @@ PackedExperts SlotLayout::experts(const std::byte* slots, int64_t num_slots) con
           .w13_offset = w13.offset,
           .w2_offset = w2.offset,
           .b13_offset = bias ? b13.offset : -1,
-          .b2_offset = bias ? b2.offset : -1};
+          .b2_offset = bias ? b2.offset : -1,
+          .x_order_offset = transforms.order ? x_order.offset : -1,
+          .x_factors_offset = transforms.factors ? x_factors.offset : -1,
+          .mid_factors_offset = transforms.mid_factors ? mid_factors.offset : -1};
 }
 
 SlotTarget slot_target(const SlotLayout& layout, Part part, TensorKind kind) {
@@ -109,11 +137,37 @@ SlotTarget slot_target(const SlotLayout& layout, Part part, TensorKind kind) {
 }
 
 std::vector<float> read_w13(const SlotLayout& layout, const std::byte* slot) {
-  return unpack_matrix(layout.w13_panels, slot + layout.w13.offset);
+  std::vector<float> matrix = unpack_matrix(layout.w13_panels, slot + layout.w13.offset);
+  if (layout.transforms.factors) multiply_columns(layout.x_factors, slot, matrix);
+  const int32_t* columns = nullptr;
+  if (layout.transforms.order) {
+    columns = reinterpret_cast<const int32_t*>(slot + layout.x_order.offset);
+  }
+  const int32_t* neurons = own_neurons(layout, slot);
+  if (columns == nullptr && neurons == nullptr) return matrix;
+  const int64_t j = layout.intermediate_size;
+  const int64_t h = layout.hidden_size;
+  std::vector<float> logical(matrix.size());
+  for (int64_t row = 0; row < layout.w13_rows(); ++row) {
+    const int64_t to = neurons == nullptr ? row : row / j * j + neurons[row % j];
+    for (int64_t k = 0; k < h; ++k) {
+      const int64_t column = columns == nullptr ? k : columns[k];
+      logical[static_cast<size_t>(to * h + column)] = matrix[static_cast<size_t>(row * h + k)];
+    }
+  }
+  return logical;
 }
 
 std::vector<float> read_w2(const SlotLayout& layout, const std::byte* slot) {
-  return unpack_matrix(layout.w2_panels, slot + layout.w2.offset);
+  std::vector<float> matrix = unpack_matrix(layout.w2_panels, slot + layout.w2.offset);
+  if (layout.transforms.mid_factors) multiply_columns(layout.mid_factors, slot, matrix);
+  const int32_t* neurons = own_neurons(layout, slot);
+  if (neurons == nullptr) return matrix;
+  const auto j = static_cast<size_t>(layout.intermediate_size);
+  std::vector<float> logical(matrix.size());
+  for (size_t i = 0; i < matrix.size(); ++i)
+    logical[i / j * j + static_cast<size_t>(neurons[i % j])] = matrix[i];
+  return logical;
 }
 
 }  // namespace gantry

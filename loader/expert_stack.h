@@ -44,8 +44,17 @@ bool is_dense(const ExpertStack& stack) noexcept;
 void unfuse_experts(const ExpertStack& stack, Part part, std::span<std::byte* const> targets,
                     const Threads& threads);
 
+/// Gate and up of every expert in one pass: the source is read once even where they are
+/// interleaved.
+/// @param gates, ups [E] each, as in unfuse_experts
+/// @throws Error kInvalidArgument, also for a stack of one projection
+void unfuse_gate_up(const ExpertStack& stack, std::span<std::byte* const> gates,
+                    std::span<std::byte* const> ups, const Threads& threads);
+
 /// The other direction: dense matrices [out, in] into the stack.
 void fuse_experts(std::span<const std::byte* const> sources, const ExpertStack& stack, Part part,
                   const Threads& threads);
+void fuse_gate_up(std::span<const std::byte* const> gates, std::span<const std::byte* const> ups,
+                  const ExpertStack& stack, const Threads& threads);
 
 }  // namespace gantry

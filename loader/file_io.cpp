@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <string>
@@ -115,11 +116,15 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(int64_t offset, std::span<const std::byte> data) {
+  // Linux takes page cache for a call in pieces as large as the call, and large ones it has to
+  // gather: 1.6 GB in calls of 2 MiB take twice as long as in calls of 512 KiB.
+  constexpr size_t kCallBytes = size_t{512} << 10;
   size_t done = 0;
   while (done < data.size()) {
+    const size_t piece = std::min(kCallBytes, data.size() - done);
     const int64_t position = offset + static_cast<int64_t>(done);
-    const ssize_t count = retry_interrupted(
-        [&] { return ::pwrite(fd_.get(), data.data() + done, data.size() - done, position); });
+    const ssize_t count =
+        retry_interrupted([&] { return ::pwrite(fd_.get(), data.data() + done, piece, position); });
     GANTRY_CHECK(count > 0, ErrorCode::kIo, "{}: cannot write {} bytes at offset {}: {}",
                  path_.string(), data.size() - done, position,
                  count < 0 ? error_text(errno) : "nothing was written");

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "kernels/base/check.h"
+#include "loader/encodings/companion_names.h"
 #include "loader/expected_tensors.h"
 #include "loader/input_scales.h"
 
@@ -68,8 +70,17 @@ class SchemeResolver {
     if (source == nullptr) return;
     const std::string module = module_name(source->name, source->ref);
     if (!layer.is_encoded(expert, part)) {
-      // Names alone do not tell a weight of floats from one of codes.
-      if (!checkpoint_.names_only() && !config_.quant->leaves_out(module)) plain_.add(module);
+      if (config_.quant->leaves_out(module)) return;
+      if (!checkpoint_.names_only()) {
+        plain_.add(module);
+        return;
+      }
+      // Names alone do not tell a weight of floats from one of codes: the config does.
+      try {
+        const QuantScheme* scheme = config_.quant->scheme_for(module);
+        if (scheme != nullptr) check_names(layer, expert, part, *scheme);
+      } catch (const Error&) {  // said of matrices that are quantized by their names
+      }
       return;
     }
     try {
@@ -91,6 +102,36 @@ class SchemeResolver {
       return;
     }
     if (config_.quant->leaves_out(module)) quantized_though_left_out_.add(module);
+    if (checkpoint_.names_only()) {
+      check_names(layer, expert, part, *matrices.schemes[expert_part_index(part)]);
+    }
+  }
+
+  // What the scheme calls for, by names alone. With dtypes and shapes the load knows better.
+  void check_names(const LayerTensors& layer, int expert, Part part, const QuantScheme& scheme) {
+    const LayerTensors::Expert& matrices = layer.matrices(expert);
+    const size_t index = expert_part_index(part);
+    const std::vector<std::string> missing = missing_names(scheme, suffixes_of(matrices, index));
+    if (missing.empty()) return;
+    const TensorSource& any = *layer.any_source(expert, part);
+    incomplete_.insert({any.ref.layer, expert, index});
+    if (any.ref.expert < 0 && expert > 0) return;  // one tensor of all experts is named once
+    for (const std::string& suffix : missing) {
+      add_finding(
+          is_input_scale(suffix) ? FindingKind::kInputScale : FindingKind::kMissing, any, expert,
+          part,
+          fmt::format("{}: expected a {} beside it, found none (layer {}{}, {}: {})", any.name,
+                      suffix, any.ref.layer, expert < 0 ? "" : fmt::format(", expert {}", expert),
+                      to_string(part), describe(scheme)));
+    }
+  }
+
+  static std::set<std::string> suffixes_of(const LayerTensors::Expert& expert, size_t index) {
+    std::set<std::string> suffixes;
+    for (const auto& [suffix, source] : expert.encoded[index])
+      suffixes.insert(suffix);
+    if (expert.parts[index][0] != nullptr) suffixes.insert("weight");
+    return suffixes;
   }
 
   void compare(const QuantScheme& scheme, const QuantConfig& other, const std::string& module) {
@@ -112,15 +153,13 @@ class SchemeResolver {
       const LayerTensors::Expert& expert = layer.experts[static_cast<size_t>(e)];
       if (expert.encoded[index].empty()) continue;
       Suffixes& suffixes = found[static_cast<size_t>(e)];
-      for (const auto& [suffix, source] : expert.encoded[index])
-        suffixes.insert(suffix);
-      if (expert.parts[index][0] != nullptr) suffixes.insert("weight");
+      suffixes = suffixes_of(expert, index);
       ++votes[expert.schemes[index]][suffixes];
     }
     for (int e = 0; e < spec.num_experts; ++e) {
       const LayerTensors::Expert& expert = layer.experts[static_cast<size_t>(e)];
       const Suffixes& suffixes = found[static_cast<size_t>(e)];
-      if (suffixes.empty()) continue;
+      if (suffixes.empty() || incomplete_.contains({spec.layer, e, index})) continue;
       const auto& same_scheme = votes.at(expert.schemes[index]);
       const auto usual =
           std::max_element(same_scheme.begin(), same_scheme.end(),
@@ -146,6 +185,7 @@ class SchemeResolver {
   LoadReport& report_;
   Tally quantized_though_left_out_;
   Tally plain_;
+  std::set<std::tuple<int, int, size_t>> incomplete_;  // layer, expert, part: named already
 };
 
 }  // namespace

@@ -17,6 +17,9 @@ namespace gantry GANTRY_API {
 struct MoeLayerWeights {
   MoeLayerSpec spec;
   ParallelConfig parallel;
+  /// Tensor parallel ranks share the intermediate size in units of so many neurons, so that they
+  /// do not cut groups of scales into pieces that kernels cannot read (see split_in_units).
+  int64_t cut_unit = 1;
 
   SlotLayout layout;
   int64_t num_slots = 0;         ///< L

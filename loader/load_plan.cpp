@@ -7,6 +7,7 @@
 #include "kernels/base/check.h"
 #include "loader/encoded_job.h"
 #include "loader/expected_tensors.h"
+#include "loader/input_transforms.h"
 
 // For every destination of this rank the plan finds the tensor that provides it and the strided
 // piece of it. Pieces of one expert's slab of one tensor are read together: a fused gate_up tensor
@@ -89,9 +90,11 @@ class Planner {
   }
 
   // A quantized matrix of one expert, or (-1) of the shared experts: decoded whole, then cut.
+  // `transform` is the expert's, or null; `whole_w2` w2's format before it is cut.
   void add_encoded(const LayerTensors& tensors, Part slot_part, Part part, int expert,
                    const Slice& intermediate, const SlotLayout& layout, std::byte* slots,
-                   const std::vector<int32_t>& slot_ids) {
+                   const std::vector<int32_t>& slot_ids, const WeightFormat& whole_w2,
+                   const ExpertTransform* transform = nullptr) {
     const PartSlice slice =
         tp_slice(slot_part, TensorKind::kWeight, part_size(part, layer_), intermediate);
     if (slice.out.size() == 0 || slice.in.size() == 0) return;
@@ -100,7 +103,14 @@ class Planner {
     job.part = part;
     job.out = slice.out;
     job.in = slice.in;
+    if (transform != nullptr) {
+      const bool is_w2 = slot_part == Part::kW2;
+      const auto& columns = is_w2 ? transform->mid_order : transform->x_order;
+      if (!columns.empty()) job.column_order = &columns;
+      if (!is_w2 && !transform->mid_order.empty()) job.row_order = &transform->mid_order;
+    }
     job.target = slot_target(layout, slot_part, TensorKind::kWeight);
+    job.format = slot_part == Part::kW2 ? whole_w2 : job.target.panels->format;
     PackedLayout shard = *job.target.panels;  // as if the part stood alone
     shard.gated = false;
     shard.n = slice.out.size();
@@ -121,6 +131,28 @@ class Planner {
     encoded_jobs_.push_back(std::move(job));
   }
 
+  // What stands in the slots beside the matrices of one expert.
+  void add_transform(const ExpertTransform& transform, int expert, const Slice& intermediate,
+                     const LoadDestination& destination, const std::vector<int32_t>& slot_ids) {
+    const int64_t bytes = transform_bytes(destination.layout);
+    if (bytes == 0) return;
+    TransformJob job{.transform = &transform, .intermediate = intermediate, .destinations = {}};
+    for (const int32_t slot : slot_ids) {
+      const int64_t id = ledger_.expect({.layer = layer_.layer,
+                                         .expert = expert,
+                                         .slot = slot,
+                                         .part = "order and factors of inputs",
+                                         .tensor = "g_idx, pre_quant_scale",
+                                         .units = 1,
+                                         .unit_bytes = bytes});
+      std::byte* slots = destination.slots;
+      job.destinations.push_back(
+          {slots == nullptr ? nullptr : slots + slot * destination.layout.stride_bytes, id});
+    }
+    bytes_owned_ += bytes * static_cast<int64_t>(slot_ids.size());
+    transform_jobs_.push_back(std::move(job));
+  }
+
   // The static scale of a quantized matrix' input.
   void add_input_scale(const LayerTensors& tensors, Part part, int expert,
                        const LoadDestination& destination, const std::vector<int32_t>& slot_ids) {
@@ -135,6 +167,7 @@ class Planner {
     LoadPlan plan;
     plan.input_scale_jobs = std::move(input_scale_jobs_);
     plan.encoded_jobs = std::move(encoded_jobs_);
+    plan.transform_jobs = std::move(transform_jobs_);
     plan.bytes_read = bytes_read_;
     plan.bytes_owned = bytes_owned_;
     for (auto& [key, job] : jobs_)
@@ -162,6 +195,7 @@ class Planner {
   std::map<std::pair<const TensorSource*, int64_t>, ReadJob> jobs_;
   std::vector<EncodedJob> encoded_jobs_;
   std::vector<InputScaleJob> input_scale_jobs_;
+  std::vector<TransformJob> transform_jobs_;
   int64_t bytes_read_ = 0;
   int64_t bytes_owned_ = 0;
 };
@@ -208,11 +242,16 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
     return bias ? std::vector{TensorKind::kWeight, TensorKind::kBias}
                 : std::vector{TensorKind::kWeight};
   };
-  const Slice intermediate =
-      split_evenly(layer.intermediate_size, parallel.tp_size, parallel.tp_rank());
+  const Slice intermediate = split_in_units(layer.intermediate_size, destination.cut_unit,
+                                            parallel.tp_size, parallel.tp_rank());
   for (int expert = 0; expert < layer.num_experts; ++expert) {
     const std::vector<int32_t> slots = experts.slots_of(parallel.ep_rank(), expert);
     if (slots.empty()) continue;
+    const ExpertTransform* transform = nullptr;
+    if (destination.transforms != nullptr) {
+      transform = &destination.transforms->experts[static_cast<size_t>(expert)];
+      planner.add_transform(*transform, expert, intermediate, destination, slots);
+    }
     for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !layer.gated()) continue;
       if (destination.layout.static_inputs) {
@@ -221,7 +260,7 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
       for (const TensorKind kind : kinds(tensors.expert_bias)) {
         if (kind == TensorKind::kWeight && tensors.is_encoded(expert, part)) {
           planner.add_encoded(tensors, part, part, expert, intermediate, destination.layout,
-                              destination.slots, slots);
+                              destination.slots, slots, destination.whole_w2, transform);
           continue;
         }
         planner.add(*tensors.expert_source(expert, part, kind), part, part, kind, expert,
@@ -231,13 +270,15 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
   }
   if (destination.loads_shared) {
     const Slice shared_slice =
-        split_evenly(layer.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
+        split_in_units(layer.shared.intermediate_size, destination.shared_cut_unit,
+                       parallel.tp_size, parallel.tp_rank());
     for (const Part part : kExpertParts) {
       if (part == Part::kW3 && !destination.shared_layout.gated) continue;
       for (const TensorKind kind : kinds(tensors.shared_bias)) {
         if (kind == TensorKind::kWeight && tensors.is_encoded(-1, shared_part(part))) {
           planner.add_encoded(tensors, part, shared_part(part), -1, shared_slice,
-                              destination.shared_layout, destination.shared, {0});
+                              destination.shared_layout, destination.shared, {0},
+                              destination.shared_whole_w2);
           continue;
         }
         planner.add(*tensors.single(shared_part(part), kind), part, shared_part(part), kind, -1,
@@ -245,7 +286,9 @@ LoadPlan plan_layer(const MoeLayerSpec& layer, const FamilySpec& family,
       }
     }
   }
-  return planner.finish();
+  LoadPlan plan = planner.finish();
+  plan.transforms = destination.transforms;
+  return plan;
 }
 
 }  // namespace gantry

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -57,6 +58,8 @@ std::vector<RowRange> rows_to_read(const ReadJob& job);
 int64_t bytes_to_read(const ReadJob& job);
 
 struct EncodedJob;
+struct LayerTransforms;
+struct TransformJob;
 
 /// What a rank reads of one layer, in file order.
 struct LoadPlan {
@@ -70,6 +73,8 @@ struct LoadPlan {
   std::vector<ReadJob> jobs;
   std::vector<EncodedJob> encoded_jobs;  ///< quantized matrices
   std::vector<InputScaleJob> input_scale_jobs;
+  std::vector<TransformJob> transform_jobs;
+  std::shared_ptr<const LayerTransforms> transforms;  ///< that jobs point to
   int64_t bytes_read = 0;
   int64_t bytes_owned = 0;  ///< bytes of all destinations
 };
@@ -80,7 +85,12 @@ struct LoadDestination {
   SlotLayout layout;
   ActivationScheme activations;
   std::byte* slots = nullptr;
+  int64_t cut_unit = 1;                               ///< see MoeLayerWeights
+  std::shared_ptr<const LayerTransforms> transforms;  ///< of quantized experts, or null
+  WeightFormat whole_w2;  ///< format of w2 before it is cut, where experts are coded
   SlotLayout shared_layout;
+  int64_t shared_cut_unit = 1;
+  WeightFormat shared_whole_w2;
   std::byte* shared = nullptr;  ///< where the rank computes shared experts
   bool loads_shared = false;
 };

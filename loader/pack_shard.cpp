@@ -1,7 +1,10 @@
 #include "loader/pack_shard.h"
 
+#include <algorithm>
+
 #include "kernels/base/check.h"
 #include "kernels/grouped_gemm/pack_codes.h"
+#include "loader/encodings/common_format.h"
 
 namespace gantry {
 namespace {
@@ -40,6 +43,12 @@ class CodedShard {
       cut(groups, format.group, scales_, [&](int64_t at) { return coded.scale(at); });
       block_.scales = scales_.data();
     }
+    if (!coded.minimums.empty()) {
+      cut(groups, format.group, minimums_,
+          [&](int64_t at) { return coded.minimums[static_cast<size_t>(at)]; });
+      block_.minimums = minimums_.data();
+    }
+    if (format.super_group > 0) cut_supers(format.super_group);
     if (coded.zeros.empty()) return;
     if (all_groups) {
       block_.zeros = coded.zeros.data() + out.begin * groups;
@@ -65,6 +74,23 @@ class CodedShard {
     block_.flip = 0;
   }
 
+  void cut_supers(int64_t super_group) {
+    const int64_t supers = (in_.size() + super_group - 1) / super_group;
+    const auto cut = [&](const std::vector<float>& from, std::vector<float>& part) {
+      for (int64_t o = out_.begin; o < out_.end; ++o) {
+        for (int64_t s = 0; s < supers; ++s) {
+          const int64_t whole = (in_.begin + s * super_group) / coded_.format.super_group;
+          part.push_back(from[static_cast<size_t>(o * coded_.num_supers() + whole)]);
+        }
+      }
+    };
+    cut(coded_.super_scales, super_scales_);
+    block_.super_scales = super_scales_.data();
+    if (coded_.super_minimums.empty()) return;
+    cut(coded_.super_minimums, super_minimums_);
+    block_.super_minimums = super_minimums_.data();
+  }
+
   template <typename T, typename At>
   void cut(int64_t groups, int64_t group, std::vector<T>& part, const At& at) {
     part.resize(static_cast<size_t>(out_.size() * groups));
@@ -82,19 +108,82 @@ class CodedShard {
   CodedBlock block_;
   std::vector<uint8_t> codes_;
   std::vector<float> scales_;
+  std::vector<float> minimums_;
+  std::vector<float> super_scales_;
+  std::vector<float> super_minimums_;
   std::vector<int8_t> zeros_;
 };
+
+// The rows that a job wants, all columns in its order. With its own scales and zero points: groups
+// are those of the sorted columns, which are the file's.
+CodedMatrix reorder(const CodedMatrix& coded, const EncodedJob& job) {
+  const int64_t rows = job.out.size();
+  CodedMatrix moved{.format = coded.format, .size = {rows, coded.size.in}};
+  const bool columns = job.column_order != nullptr;
+  moved.flip = columns ? 0 : coded.flip;
+  moved.own_codes(columns ? (coded.nibbles() ? (coded.size.in + 1) / 2 : coded.size.in)
+                          : coded.row_bytes());
+  const int64_t groups = coded.num_groups();
+  std::vector<uint8_t> row_codes(static_cast<size_t>(coded.size.in));
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = job.out.begin + r;
+    const int64_t source =
+        job.row_order != nullptr ? (*job.row_order)[static_cast<size_t>(at)] : at;
+    uint8_t* target = moved.codes.data() + r * moved.padded_row_bytes;
+    if (!columns) {
+      std::copy_n(coded.code_row(source), moved.padded_row_bytes, target);
+    } else {
+      for (size_t i = 0; i < row_codes.size(); ++i)
+        row_codes[i] = coded.code(source, static_cast<int64_t>(i));
+      for (size_t i = 0; i < row_codes.size(); ++i) {
+        const uint8_t code = row_codes[static_cast<size_t>((*job.column_order)[i])];
+        if (coded.nibbles()) {
+          target[i / 2] |= static_cast<uint8_t>(code << (i % 2 * 4));
+        } else {
+          target[i] = code;
+        }
+      }
+    }
+    const auto copy_row = [source](const auto& from, int64_t count, auto& to) {
+      if (!from.empty()) {
+        to.insert(to.end(), from.begin() + source * count, from.begin() + (source + 1) * count);
+      }
+    };
+    for (int64_t g = source * groups; g < (source + 1) * groups; ++g)
+      moved.scales.push_back(coded.scale(g));
+    copy_row(coded.zeros, groups, moved.zeros);
+    copy_row(coded.minimums, groups, moved.minimums);
+    copy_row(coded.super_scales, coded.num_supers(), moved.super_scales);
+    copy_row(coded.super_minimums, coded.num_supers(), moved.super_minimums);
+    copy_row(coded.output_scales, 1, moved.output_scales);
+  }
+  return moved;
+}
 
 }  // namespace
 
 void pack_shard(const CodedMatrix& coded, const EncodedJob& job) {
   const PackedLayout& layout = *job.target.panels;
-  GANTRY_CHECK(
-      shard_format(coded.format, job.in.begin) == layout.format && coded.input_groups.empty(),
-      ErrorCode::kFormat, "expected {}, found {}{}", to_string(layout.format),
-      to_string(coded.format),
-      coded.input_groups.empty() ? "" : " with groups that are not in order");
-  const CodedShard shard(coded, job.out, job.in, layout.format);
+  const bool in_order = coded.input_groups.empty() || job.column_order != nullptr;
+  const WeightFormat& whole = job.format.coded() ? job.format : coded.format;
+  const bool fits = common_format(coded.format, whole) == whole;
+  GANTRY_CHECK(fits && shard_format(whole, job.in.begin) == layout.format && in_order,
+               ErrorCode::kFormat, "expected {}, found {}{}", to_string(layout.format),
+               to_string(coded.format), in_order ? "" : " with groups that are not in order");
+  const CodedMatrix* matrix = &coded;
+  CodedMatrix moved;
+  Slice out = job.out;
+  if (job.row_order != nullptr || job.column_order != nullptr) {
+    moved = reorder(coded, job);
+    matrix = &moved;
+    out = {0, job.out.size()};
+  }
+  CodedMatrix wider;
+  if (matrix->format != whole) {
+    wider = convert_format(*matrix, whole);
+    matrix = &wider;
+  }
+  const CodedShard shard(*matrix, out, job.in, layout.format);
   for (const EncodedJob::Destination& destination : job.destinations) {
     if (destination.slot == nullptr) continue;
     GANTRY_CHECK(pack_coded_rows(layout, shard.block(), job.target.first_row,

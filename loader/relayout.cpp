@@ -17,8 +17,8 @@
 namespace gantry {
 namespace {
 
-// Bytes that stay as they are go through the second-level cache.
-constexpr int64_t kRunBytes = int64_t{2} << 20;
+// Bytes that stay as they are go through the second-level cache; see also AtomicFile::write.
+constexpr int64_t kRunBytes = int64_t{512} << 10;
 // Of a transpose, larger tiles read longer pieces of each source row.
 constexpr int64_t kTileBytes = int64_t{16} << 20;
 
@@ -93,14 +93,32 @@ std::pair<int64_t, int64_t> rows_in(const SlabMatrix& m, int64_t begin, int64_t 
   return {first_at(begin), first_at(end)};
 }
 
+/// Gate and up whose elements stand in turn in the slab's rows, while the sources' rows run the
+/// other way: they are read both, then put in place together.
+bool are_interleaved(const std::vector<SlabMatrix>& matrices) {
+  return matrices.size() == 2 && matrices[0].to_y == 2 && matrices[1].to_y == 2 &&
+         matrices[0].base_col == 0 && matrices[1].base_col == 1 && !matrices[0].same_rows() &&
+         !matrices[1].same_rows() && matrices[0].nx == matrices[1].nx &&
+         matrices[0].ny == matrices[1].ny && matrices[0].base_row == matrices[1].base_row &&
+         matrices[0].row_step == matrices[1].row_step;
+}
+
 int64_t staging_elements(const std::vector<SlabMatrix>& matrices, int64_t begin, int64_t end) {
   int64_t most = 0;
   for (const SlabMatrix& m : matrices) {
     const auto [x0, x1] = rows_in(m, begin, end);
     if (x1 > x0) most = std::max(most, read_shape(m, x1 - x0).elements());
   }
-  return most;
+  return are_interleaved(matrices) ? 2 * most : most;
 }
+
+/// A copy from the staging memory into a tile.
+struct TileCopy {
+  StridedSource from;
+  StridedTarget to;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
 
 struct Tile {
   size_t slab = 0;
@@ -124,6 +142,8 @@ class RelayoutRun {
   RelayoutStats run() {
     for (const RelayoutEqual& equal : plan_.equal)
       check_equal(equal);
+    for (const RelayoutLiteral& literal : plan_.literals)
+      write_literal(literal);
     std::vector<Tile> tiles;
     for (size_t s = 0; s < plan_.slabs.size(); ++s) {
       if (!sink_.is_kept(plan_.tensors[plan_.slabs[s].target].name)) add_tiles(s, tiles);
@@ -188,6 +208,14 @@ class RelayoutRun {
     if (options_.progress) options_.progress(bytes);
   }
 
+  void write_literal(const RelayoutLiteral& literal) {
+    const std::string& name = plan_.tensors[literal.target].name;
+    if (sink_.is_kept(name)) return;
+    sink_.write(name, 0, literal.bytes);
+    bytes_written_ += static_cast<int64_t>(literal.bytes.size());
+    if (options_.progress) options_.progress(static_cast<int64_t>(literal.bytes.size()));
+  }
+
   void copy_run(const Tile& tile) {
     const RelayoutSlab& slab = plan_.slabs[tile.slab];
     const RelayoutPart& part = slab.parts[static_cast<size_t>(tile.part)];
@@ -207,18 +235,28 @@ class RelayoutRun {
     const int64_t tile_bytes = (tile.end - tile.begin) * row_bytes;
     const int64_t staging = staging_elements(matrices, tile.begin, tile.end) * slab.element_bytes;
     const BudgetedBuffer buffer = budget_.take(tile_bytes + staging);
-    for (size_t p = 0; p < matrices.size(); ++p) {
-      place(slab, *slab.parts[p].source, matrices[p], tile, buffer.data(),
-            buffer.data() + tile_bytes);
+    std::byte* staged = buffer.data() + tile_bytes;
+    const auto fetched = [&](size_t p, std::byte* to) {
+      return fetch(slab, *slab.parts[p].source, matrices[p], tile, buffer.data(), to);
+    };
+    if (are_interleaved(matrices)) {
+      const TileCopy gate = fetched(0, staged);
+      const TileCopy up = fetched(1, staged + staging / 2);
+      copy_pair({gate.from, up.from}, {gate.to, up.to}, gate.rows, gate.cols, slab.element_bytes);
+    } else {
+      for (size_t p = 0; p < matrices.size(); ++p) {
+        const TileCopy copy = fetched(p, staged);
+        copy_matrix(copy.from, copy.to, copy.rows, copy.cols, slab.element_bytes);
+      }
     }
     write(slab, tile.begin * row_bytes, buffer.data(), tile_bytes);
   }
 
-  /// Reads what one matrix has in a tile and puts it there.
-  void place(const RelayoutSlab& slab, const CheckpointTensor& source, const SlabMatrix& m,
-             const Tile& tile, std::byte* target, std::byte* staging) {
+  /// Reads what one matrix has in a tile; it is still to be copied there.
+  TileCopy fetch(const RelayoutSlab& slab, const CheckpointTensor& source, const SlabMatrix& m,
+                 const Tile& tile, std::byte* target, std::byte* staging) {
     const auto [x0, x1] = rows_in(m, tile.begin, tile.end);
-    if (x1 <= x0) return;
+    if (x1 <= x0) return {};
     const int64_t size = slab.element_bytes;
     const ReadShape shape = read_shape(m, x1 - x0);
     const int64_t first = (m.from_offset + x0 * m.from_x) * size;
@@ -232,13 +270,14 @@ class RelayoutRun {
       }
     }
     const int64_t row = m.base_row + x0 * m.row_step - tile.begin;
-    copy_matrix({.data = staging,
-                 .row_stride = m.same_rows() ? pitch : m.from_x,
-                 .col_stride = m.same_rows() ? m.from_y : pitch},
-                {.data = target + (row * slab.cols + m.base_col) * size,
-                 .row_stride = m.row_step * slab.cols,
-                 .col_stride = m.to_y},
-                x1 - x0, m.ny, size);
+    return {.from = {.data = staging,
+                     .row_stride = m.same_rows() ? pitch : m.from_x,
+                     .col_stride = m.same_rows() ? m.from_y : pitch},
+            .to = {.data = target + (row * slab.cols + m.base_col) * size,
+                   .row_stride = m.row_step * slab.cols,
+                   .col_stride = m.to_y},
+            .rows = x1 - x0,
+            .cols = m.ny};
   }
 
   void check_equal(const RelayoutEqual& equal) {

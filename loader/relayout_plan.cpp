@@ -37,11 +37,15 @@ using LayerHolders = std::map<std::pair<size_t, int>, std::map<Kind, Holder>>;
 class RelayoutPlanner {
  public:
   RelayoutPlanner(const Checkpoint& checkpoint, const MoeModelConfig& config, const TensorMap& map,
-                  SpellingChoice choice)
+                  const RelayoutTarget& target)
       : checkpoint_(checkpoint),
         config_(config),
         map_(map),
-        spelling_(*config.family, choice, is_gated_model(config)) {}
+        target_(target),
+        spelling_(target.family != nullptr ? *target.family : *config.family, target.choice,
+                  is_gated_model(config)) {
+    if (is_other_family()) foreign_names_.emplace(*target.family, target.prefix);
+  }
 
   RelayoutPlan build() {
     const auto order = in_file_order(checkpoint_);
@@ -70,6 +74,25 @@ class RelayoutPlanner {
   }
 
  private:
+  [[nodiscard]] bool is_other_family() const {
+    return target_.family != nullptr && target_.family != config_.family;
+  }
+
+  [[nodiscard]] const NameMap& target_names() const {
+    return foreign_names_ ? *foreign_names_ : map_.names();
+  }
+
+  /// Quantized tensors have no bits in common with those of another family's format.
+  void require_same_bits(const std::string& name, const CheckpointTensor& tensor) const {
+    GANTRY_CHECK(tensor.info.block_type.empty(), ErrorCode::kUnsupported,
+                 "{}: {} blocks of GGUF have no other spelling with the same bits", name,
+                 tensor.info.block_type);
+    GANTRY_CHECK(
+        tensor.info.end <= checkpoint_.files()[static_cast<size_t>(tensor.file)].file_bytes(),
+        ErrorCode::kUnsupported,
+        "{}: is stored in blocks of GGUF, which have no other spelling with the same bits", name);
+  }
+
   static bool is_gated_model(const MoeModelConfig& config) {
     GANTRY_CHECK(!config.layers.empty(), ErrorCode::kUnsupported,
                  "the model has no MoE layer: there is nothing to convert");
@@ -77,9 +100,10 @@ class RelayoutPlanner {
   }
 
   void add_holder(const std::string& name, const CheckpointTensor& tensor, const TensorRef& ref) {
-    GANTRY_CHECK(tensor.info.block_type.empty(), ErrorCode::kUnsupported,
-                 "{}: {} blocks of GGUF have no other spelling with the same bits", name,
-                 tensor.info.block_type);
+    require_same_bits(name, tensor);
+    GANTRY_CHECK(!is_other_family() || ref.kind != TensorKind::kEncoded, ErrorCode::kUnsupported,
+                 "{}: {} of a quantized matrix has no name in {} with the same bits", name,
+                 ref.suffix, spelling_.family().name);
     const MoeLayerSpec& spec = *config_.find_layer(ref.layer);
     const int stacked = stacked_count(tensor, ref, spec);
     const int first = ref.expert >= 0 ? ref.expert : 0;
@@ -103,6 +127,7 @@ class RelayoutPlanner {
   /// The name of a tensor that is no expert's. Names of quantized checkpoints stay: their configs
   /// speak of modules by name.
   std::string target_name(const std::string& name) {
+    if (is_other_family()) return foreign_name(name);
     if (config_.quant) return name;
     const ParsedName parsed = map_.names().parse(name);
     std::string target = name;
@@ -112,6 +137,22 @@ class RelayoutPlanner {
     } else {
       const std::string stem = map_.names().prefix() + std::string(config_.family->container) + ".";
       target = spelling_.respell_other(name, stem);
+    }
+    if (target != name) ++plan_.num_renamed;
+    return target;
+  }
+
+  std::string foreign_name(const std::string& name) {
+    const ParsedName parsed = map_.names().parse(name);
+    std::string target = name;
+    if (parsed.name_class == NameClass::kMoe && config_.find_layer(parsed.ref.layer) != nullptr) {
+      GANTRY_CHECK(spelling_.has_single(parsed.ref.part) && !parsed.ref.base_layer &&
+                       parsed.ref.kind != TensorKind::kEncoded,
+                   ErrorCode::kUnsupported, "{}: {} has no name for it", name,
+                   spelling_.family().name);
+      target = target_names().format(spelling_.respell_single(parsed.ref));
+    } else if (target_.other_name) {
+      target = target_.other_name(name);
     }
     if (target != name) ++plan_.num_renamed;
     return target;
@@ -187,15 +228,16 @@ class RelayoutPlanner {
     ref.kind = kind.first;
     ref.suffix = kind.second;
     ref.pattern = pattern_index;
-    ref.block = config_.quant ? example.ref.block : spelling_.block();
+    ref.block = config_.quant && !is_other_family() ? example.ref.block : spelling_.block();
     // Configs of quantized checkpoints speak of modules by name: what stands alone keeps its own.
-    if (config_.quant && is_rename(example.ref, pattern)) ref.pattern = example.ref.pattern;
+    if (config_.quant && !is_other_family() && is_rename(example.ref, pattern))
+      ref.pattern = example.ref.pattern;
     if (pattern.name.find("{b}") == std::string_view::npos) ref.block = 0;
     GANTRY_CHECK(ref.kind != TensorKind::kEncoded || can_name(pattern.naming, ref.suffix),
                  ErrorCode::kUnsupported, "{}: {} has no name for {}", *example.name, pattern.name,
                  ref.suffix);
     TensorInfo info;
-    info.name = map_.names().format(ref);
+    info.name = target_names().format(ref);
     info.dtype = example.tensor->info.dtype;
 
     if (is_rename(example.ref, pattern)) {
@@ -305,9 +347,7 @@ class RelayoutPlanner {
   }
 
   void add_copy(std::string target, const std::string& name, const CheckpointTensor& tensor) {
-    GANTRY_CHECK(tensor.info.block_type.empty(), ErrorCode::kUnsupported,
-                 "{}: {} blocks of GGUF have no other spelling with the same bits", name,
-                 tensor.info.block_type);
+    require_same_bits(name, tensor);
     add_tensor({.name = std::move(target), .dtype = tensor.info.dtype, .shape = tensor.info.shape},
                /*expert_tensor=*/false);
     add_whole(tensor);
@@ -321,7 +361,9 @@ class RelayoutPlanner {
   const Checkpoint& checkpoint_;
   const MoeModelConfig& config_;
   const TensorMap& map_;
+  const RelayoutTarget& target_;
   Spelling spelling_;
+  std::optional<NameMap> foreign_names_;
   std::map<int, LayerHolders> holders_;
   RelayoutPlan plan_;
 };
@@ -329,10 +371,10 @@ class RelayoutPlanner {
 }  // namespace
 
 RelayoutPlan plan_relayout(const Checkpoint& checkpoint, const MoeModelConfig& config,
-                           const TensorMap& map, SpellingChoice choice) {
+                           const TensorMap& map, const RelayoutTarget& target) {
   GANTRY_CHECK(!checkpoint.names_only(), ErrorCode::kInvalidArgument,
                "a conversion needs the files' headers, found names only");
-  return RelayoutPlanner(checkpoint, config, map, choice).build();
+  return RelayoutPlanner(checkpoint, config, map, target).build();
 }
 
 }  // namespace gantry

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -46,15 +48,31 @@ struct RelayoutEqual {
   int expert = -1;
 };
 
+/// A small tensor whose bytes the plan knows: sizes, or indices that are counted anew.
+struct RelayoutLiteral {
+  size_t target = 0;  ///< index into RelayoutPlan::tensors
+  std::vector<std::byte> bytes;
+};
+
 /// How the tensors of one checkpoint become those of another spelling with the same content.
 struct RelayoutPlan {
-  std::vector<TensorInfo> tensors;   ///< of the target, in the source's order of bytes
-  std::vector<RelayoutSlab> slabs;   ///< in the order of `tensors`
+  std::vector<TensorInfo> tensors;  ///< of the target, in the source's order of bytes
+  std::vector<RelayoutSlab> slabs;  ///< in the order of `tensors`
+  std::vector<RelayoutLiteral> literals;
   std::vector<RelayoutEqual> equal;  ///< to be checked before anything is written
   std::vector<std::string> notes;
   int64_t num_expert_tensors = 0;  ///< of the target
   int64_t num_renamed = 0;         ///< others whose name changes
   int64_t total_bytes = 0;         ///< of the target
+};
+
+/// The names that a conversion writes.
+struct RelayoutTarget {
+  SpellingChoice choice = SpellingChoice::kOriginal;
+  const FamilySpec* family = nullptr;  ///< null: the source's
+  std::string prefix = {};             ///< of another family's names
+  /// Names of tensors that are in no MoE block, for another family.
+  std::function<std::string(const std::string&)> other_name = {};
 };
 
 /// Plans a conversion. Experts are laid out anew; the other tensors of MoE layers keep their bytes
@@ -64,9 +82,14 @@ struct RelayoutPlan {
 /// Nothing is read but headers. The map must have no findings.
 ///
 /// @throws Error kUnsupported naming the tensor, where a quantized tensor cannot be split or joined
-///         at the border of gate and up or of experts, or has no name in the target spelling
+///         at the border of gate and up or of experts, or has no name in the target spelling; for
+///         GGUF's blocks, and for quantized tensors that would change the family
 /// @throws Error kFormat naming the tensor, where shapes of quantized tensors do not fit together
 RelayoutPlan plan_relayout(const Checkpoint& checkpoint, const MoeModelConfig& config,
-                           const TensorMap& map, SpellingChoice choice);
+                           const TensorMap& map, const RelayoutTarget& target);
+inline RelayoutPlan plan_relayout(const Checkpoint& checkpoint, const MoeModelConfig& config,
+                                  const TensorMap& map, SpellingChoice choice) {
+  return plan_relayout(checkpoint, config, map, RelayoutTarget{.choice = choice});
+}
 
 }  // namespace gantry

@@ -11,6 +11,7 @@
 #include "kernels/base/check.h"
 #include "loader/expected_tensors.h"
 #include "loader/relayout_geometry.h"
+#include "loader/tensor_cut.h"
 
 namespace gantry {
 namespace {
@@ -43,9 +44,13 @@ std::optional<TensorRef> cut_ref(const std::string& name, const MoeModelConfig& 
 
 class RankPlanner {
  public:
-  RankPlanner(const MoeModelConfig& config, const TensorMap& map, const ParallelConfig& parallel,
-              const ExpertPlacement& placement)
-      : config_(config), map_(map), parallel_(parallel), placement_(placement) {}
+  RankPlanner(const Checkpoint& checkpoint, const MoeModelConfig& config, const TensorMap& map,
+              const ParallelConfig& parallel, const ExpertPlacement& placement)
+      : checkpoint_(checkpoint),
+        config_(config),
+        map_(map),
+        parallel_(parallel),
+        placement_(placement) {}
 
   void add(const std::string& name, const CheckpointTensor& tensor, RelayoutPlan& plan) const {
     refuse_gguf(name, tensor);
@@ -117,22 +122,19 @@ class RankPlanner {
     const int example = shared ? -1 : std::min(std::max(0, ref.expert), spec.num_experts - 1);
     const bool plain = ref.kind != TensorKind::kEncoded &&
                        !map_.layer(spec.layer).is_encoded(example, provided_parts(ref.part)[0]);
-    GANTRY_CHECK(plain, ErrorCode::kUnsupported,
-                 "{}: quantized tensors are not cut for tensor parallelism (layer {}); --tp 1 is "
-                 "possible",
-                 name, spec.layer);
     const bool is_down = ref.part == Part::kW2 || ref.part == Part::kSharedW2;
     if (is_down && ref.kind == TensorKind::kBias) {
       // Of length H: every rank holds it whole, one rank adds it.
       return take_experts(name, tensor, ref, spec, experts, plan);
     }
+    if (!plain && ref.kind != TensorKind::kBias) {
+      return cut_quantized(name, tensor, ref, pattern, spec, experts, plan);
+    }
     // The rank's own geometry is that of a layer with fewer experts of less width.
     MoeLayerSpec own = spec;
     own.num_experts = static_cast<int>(experts.size());
     own.routing.num_zero_experts = 0;
-    const Slice slice =
-        split_evenly(shared ? spec.shared.intermediate_size : spec.intermediate_size,
-                     parallel_.tp_size, parallel_.tp_rank());
+    const Slice slice = intermediate_slice(spec, shared);
     (shared ? own.shared.intermediate_size : own.intermediate_size) = slice.size();
     const size_t target =
         add_tensor(name, tensor.info.dtype, expected_shapes(pattern, ref.kind, own)[0], plan);
@@ -155,6 +157,115 @@ class RankPlanner {
     }
   }
 
+  [[nodiscard]] Slice intermediate_slice(const MoeLayerSpec& spec, bool shared) const {
+    return split_evenly(shared ? spec.shared.intermediate_size : spec.intermediate_size,
+                        parallel_.tp_size, parallel_.tp_rank());
+  }
+
+  /// One matrix' part of a quantized tensor, and what this rank keeps of it.
+  struct QuantizedPart {
+    EncodedPart whole;
+    EncodedCut kept;
+
+    [[nodiscard]] EncodedShape kept_shape() const {
+      EncodedShape shape{.dims = kept.dims, .scalar = whole.shape.scalar};
+      if (shape.scalar) return shape;
+      shape.rows = kept.dims[0];
+      for (size_t d = 1; d < kept.dims.size(); ++d)
+        shape.cols *= kept.dims[d];
+      return shape;
+    }
+  };
+
+  [[nodiscard]] QuantizedPart cut_part(const std::string& name, const CheckpointTensor& tensor,
+                                       const TensorRef& ref, const TensorPattern& pattern,
+                                       const MoeLayerSpec& spec, Part part, int expert) const {
+    const bool shared = is_shared_part(part);
+    const LayerTensors::Expert& matrices =
+        map_.layer(spec.layer).matrices(shared ? -1 : std::min(expert, spec.num_experts - 1));
+    const size_t index = expert_part_index(part);
+    const QuantScheme* scheme = matrices.schemes[index];
+    GANTRY_CHECK(scheme != nullptr && ref.part != Part::kSharedW13, ErrorCode::kUnsupported,
+                 "{}: where it is cut for tensor parallelism is not known (layer {}); --tp 1 is "
+                 "possible",
+                 name, spec.layer);
+    QuantizedPart result;
+    result.whole.name = name;
+    result.whole.suffix =
+        ref.kind == TensorKind::kEncoded ? std::string_view(ref.suffix) : to_string(ref.kind);
+    result.whole.dtype = tensor.info.dtype;
+    result.whole.shape = encoded_shape(name, tensor.info, ref, pattern, spec, part, scheme);
+    result.whole.in_first = matrices.encoded[index].contains("qweight");
+    const MatrixSize size = part_size(part, spec);
+    MatrixCut cut{.size = size, .out = {0, size.out}, .in = {0, size.in}};
+    const bool is_down = part == Part::kW2 || part == Part::kSharedW2;
+    (is_down ? cut.in : cut.out) = intermediate_slice(spec, shared);
+    result.kept = cut_encoded(result.whole, cut, *scheme, [&] {
+      std::vector<std::byte> bytes(static_cast<size_t>(tensor.info.num_bytes()));
+      checkpoint_.files()[static_cast<size_t>(tensor.file)].read(tensor.info.begin, bytes.data(),
+                                                                 tensor.info.num_bytes());
+      return bytes;
+    });
+    return result;
+  }
+
+  /// What is left of gate and up must still have a border that readers find.
+  void require_border(const std::string& name, const CheckpointTensor& tensor,
+                      const TensorPattern& pattern, const MoeLayerSpec& spec,
+                      const QuantizedPart& part, std::string_view suffix) const {
+    MoeLayerSpec own = spec;
+    own.intermediate_size = intermediate_slice(spec, /*shared=*/false).size();
+    const QuantScheme* scheme =
+        map_.layer(spec.layer).matrices(0).schemes[expert_part_index(Part::kW1)];
+    require_joinable(name, suffix, tensor.info.dtype, part.kept_shape(), pattern, own, scheme);
+  }
+
+  /// A tensor of quantized matrices (codes, scales ...): of one expert, or of all, gate and up in
+  /// one or not.
+  void cut_quantized(const std::string& name, const CheckpointTensor& tensor, const TensorRef& ref,
+                     const TensorPattern& pattern, const MoeLayerSpec& spec,
+                     const std::vector<int32_t>& experts, RelayoutPlan& plan) const {
+    const std::vector<Part> parts = provided_parts(ref.part);
+    const auto part_of = [&](Part part, int32_t expert) {
+      return cut_part(name, tensor, ref, pattern, spec, part, expert);
+    };
+    const QuantizedPart example = part_of(parts[0], experts[0]);
+    const std::string_view suffix = example.whole.suffix;
+    if (!example.kept.literal.empty()) {
+      GANTRY_CHECK(ref.expert >= 0 || is_shared_part(ref.part), ErrorCode::kUnsupported,
+                   "{}: one {} for several experts; --tp 1 is possible", name, suffix);
+      const size_t target = add_tensor(name, tensor.info.dtype, example.kept.dims, plan);
+      plan.literals.push_back({target, example.kept.literal});
+      return;
+    }
+    if (ref.part == Part::kW13) require_border(name, tensor, pattern, spec, example, suffix);
+    const size_t target = add_tensor(
+        name, tensor.info.dtype,
+        encoded_dims(example.kept_shape(), pattern, suffix, static_cast<int64_t>(experts.size())),
+        plan);
+    for (size_t slot = 0; slot < experts.size(); ++slot) {
+      RelayoutSlab slab;
+      slab.target = target;
+      slab.element_bytes = size_of(tensor.info.dtype);
+      for (const Part part : parts) {
+        if (example.whole.shape.scalar && !slab.parts.empty()) continue;  // one for both
+        const QuantizedPart own = part_of(part, experts[slot]);
+        FileView from = encoded_view(own.whole.shape, pattern, suffix, part, experts[slot]);
+        const FileView to =
+            encoded_view(own.kept_shape(), pattern, suffix, part, static_cast<int>(slot));
+        from.offset += own.kept.first_row * from.out_stride + own.kept.first_col * from.in_stride;
+        from.size = to.size;
+        slab.rows = to.slab_rows;
+        slab.cols = to.slab_cols;
+        slab.rows_are_out = to.rows_are_out;
+        slab.offset_bytes = to.slab_offset * slab.element_bytes;
+        slab.parts.push_back({.source = &tensor, .from = from, .to = to});
+      }
+      plan.slabs.push_back(std::move(slab));
+    }
+  }
+
+  const Checkpoint& checkpoint_;
   const MoeModelConfig& config_;
   const TensorMap& map_;
   const ParallelConfig& parallel_;
@@ -213,7 +324,7 @@ RelayoutPlan plan_rank(const Checkpoint& checkpoint, const MoeModelConfig& confi
                        const ExpertPlacement& placement) {
   validate(parallel);
   RelayoutPlan plan;
-  const RankPlanner planner(config, map, parallel, placement);
+  const RankPlanner planner(checkpoint, config, map, parallel, placement);
   for (const auto& [name, tensor] : in_file_order(checkpoint))
     planner.add(*name, *tensor, plan);
   return plan;

@@ -30,9 +30,10 @@ std::vector<ShardPlan> shards_by_rank(const RelayoutPlan& plan, const MoeModelCo
 
 /// What one rank of TP x EP needs: its experts (ids in names stay logical; in stacked tensors they
 /// follow each other in slot order), cut for tensor parallelism like the loader cuts them: rows of
-/// w1 and w3, columns of w2, those of shared experts likewise. The bias of w2 and everything that
-/// is not an expert's stays whole.
-/// @throws Error kUnsupported naming the tensor: quantized ones are not cut (TP 1 is possible)
+/// w1 and w3, columns of w2, those of shared experts likewise, with their scales, zero points and
+/// group indices. The bias of w2 and everything that is not an expert's stays whole.
+/// @throws Error kUnsupported naming the tensor where a quantized matrix cannot be cut without
+///         changing what its weights are (see cut_encoded; TP 1 is always possible); kIo
 RelayoutPlan plan_rank(const Checkpoint& checkpoint, const MoeModelConfig& config,
                        const TensorMap& map, const ParallelConfig& parallel,
                        const ExpertPlacement& placement);

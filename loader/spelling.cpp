@@ -85,6 +85,13 @@ Spelling::Spelling(const FamilySpec& family, SpellingChoice choice, bool gated) 
 
 int Spelling::expert_pattern(Part part) const { return experts_[expert_part_index(part)]; }
 
+bool Spelling::has_single(Part part) const {
+  return std::any_of(family_->tensors.begin(), family_->tensors.end(),
+                     [&](const TensorPattern& candidate) {
+                       return candidate.part == part && candidate.stacking == Stacking::kSingle;
+                     });
+}
+
 TensorRef Spelling::respell_single(TensorRef ref) const {
   std::optional<int> found;
   for (int p = 0; p < static_cast<int>(family_->tensors.size()); ++p) {

@@ -39,6 +39,9 @@ class Spelling {
   [[nodiscard]] int block() const noexcept { return block_; }
   [[nodiscard]] const FamilySpec& family() const noexcept { return *family_; }
 
+  /// Whether the family has a name for a part that is not an expert's.
+  [[nodiscard]] bool has_single(Part part) const;
+
   /// The same tensor under this spelling's name. For whatever is not an expert's: content and kind
   /// stay, pattern and block change.
   [[nodiscard]] TensorRef respell_single(TensorRef ref) const;

@@ -1,80 +1,43 @@
 // Copies between layouts of one matrix. Four cases, from the fastest: both sides are one piece;
-// rows are whole in both; rows are whole in neither but run the same way (interleaved gate and
-// up); one side is the transpose of the other.
+// rows are whole in both; one side is the transpose of the other; rows are whole in neither but run
+// the same way (interleaved gate and up).
 
 #include "loader/strided_copy.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "kernels/transpose/transpose.h"
 
 namespace gantry {
 namespace {
 
-// 8 x 8 halfwords are transposed in registers: three rounds of interleaving rows that are 4, 2 and
-// 1 apart. The compiler's vectors of 16 bytes exist on every machine it builds for.
-using Lanes = uint16_t __attribute__((vector_size(16)));
-
-Lanes low_halves(Lanes a, Lanes b) noexcept {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-Lanes high_halves(Lanes a, Lanes b) noexcept {
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
-
-/// 8 elements of a row, one behind the other or every second one; nothing behind the last is read.
-template <int kColStride>
-Lanes load_row(const uint16_t* source) noexcept {
-  Lanes low;
-  std::memcpy(&low, source, sizeof(Lanes));
-  if constexpr (kColStride == 1) return low;
-  Lanes high;
-  std::memcpy(&high, source + 7, sizeof(Lanes));
-  return __builtin_shufflevector(low, high, 0, 2, 4, 6, 9, 11, 13, 15);
-}
-
-template <int kColStride>
-void transpose_8x8(const uint16_t* source, int64_t source_stride, uint16_t* target,
-                   int64_t target_stride) noexcept {
-  std::array<Lanes, 8> rows;
-  for (size_t r = 0; r < 8; ++r)
-    rows[r] = load_row<kColStride>(source + static_cast<int64_t>(r) * source_stride);
-  for (int round = 0; round < 3; ++round) {
-    std::array<Lanes, 8> next;
-    for (size_t r = 0; r < 4; ++r) {
-      next[2 * r] = low_halves(rows[r], rows[r + 4]);
-      next[2 * r + 1] = high_halves(rows[r], rows[r + 4]);
-    }
-    rows = next;
+/// Runs a transpose if this is one: source rows are dense along the columns, the target's along the
+/// rows. Every second element of a source row (gate and up interleaved) counts as dense.
+bool run_transpose(StridedSource source, StridedTarget target, int64_t rows, int64_t cols,
+                   int64_t element_bytes, bool stream) {
+  if (element_bytes > 4 || target.row_stride != 1 || source.col_stride < 1 ||
+      source.col_stride > 2) {
+    return false;
   }
-  for (size_t r = 0; r < 8; ++r)
-    std::memcpy(target + static_cast<int64_t>(r) * target_stride, &rows[r], sizeof(Lanes));
-}
-
-/// target[c][r] = source[r][c * kColStride], where the target's rows are dense.
-template <int kColStride>
-void transpose_halfwords(const uint16_t* source, int64_t source_stride, uint16_t* target,
-                         int64_t target_stride, int64_t rows, int64_t cols) noexcept {
-  // A block's target rows are whole cache lines of 32 elements; its source rows stay in L1.
-  constexpr int64_t kBlock = 32;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    for (int64_t c0 = 0; c0 < cols; c0 += 8) {
-      const int64_t r1 = std::min(rows, r0 + kBlock);
-      const int64_t c1 = std::min(cols, c0 + 8);
-      int64_t r = r0;
-      for (; c1 - c0 == 8 && r + 8 <= r1; r += 8) {
-        transpose_8x8<kColStride>(source + r * source_stride + c0 * kColStride, source_stride,
-                                  target + c0 * target_stride + r, target_stride);
-      }
-      for (; r < r1; ++r) {
-        for (int64_t c = c0; c < c1; ++c)
-          target[c * target_stride + r] = source[r * source_stride + c * kColStride];
-      }
-    }
+  TransposeCall call;
+  call.rows = rows;
+  call.cols = source.col_stride * (cols - 1) + 1;
+  call.element_bytes = static_cast<int>(element_bytes);
+  call.stream = stream;
+  const int64_t source_stride = source.row_stride * element_bytes;
+  const int64_t target_stride = target.col_stride * element_bytes;
+  call.source = {{source.data, source.data + source_stride}, 2 * source_stride};
+  if (source.col_stride == 2) {
+    call.target = {{target.data, nullptr}, target_stride};
+  } else {
+    call.target = {{target.data, target.data + target_stride}, 2 * target_stride};
   }
+  transpose(call);
+  return true;
 }
 
 /// Any strides, in blocks of 32 x 32.
@@ -122,14 +85,6 @@ void copy_elements(StridedSource source, StridedTarget target, int64_t rows,
   const bool same_direction = source.col_stride <= source.row_stride
                                   ? target.col_stride <= target.row_stride
                                   : target.col_stride > target.row_stride;
-  if constexpr (sizeof(Element) == 2) {
-    if (source.col_stride == 1 && target.row_stride == 1) {
-      return transpose_halfwords<1>(from, source.row_stride, to, target.col_stride, rows, cols);
-    }
-    if (source.col_stride == 2 && target.row_stride == 1) {
-      return transpose_halfwords<2>(from, source.row_stride, to, target.col_stride, rows, cols);
-    }
-  }
   if (same_direction) {
     copy_skipping(from, source.row_stride, source.col_stride, to, target.row_stride,
                   target.col_stride, rows, cols);
@@ -142,7 +97,7 @@ void copy_elements(StridedSource source, StridedTarget target, int64_t rows,
 }  // namespace
 
 void copy_matrix(StridedSource source, StridedTarget target, int64_t rows, int64_t cols,
-                 int64_t element_bytes) {
+                 int64_t element_bytes, bool stream) {
   GANTRY_CHECK(rows >= 0 && cols >= 0, ErrorCode::kInvalidArgument,
                "copy_matrix: expected sizes >= 0, found {} x {}", rows, cols);
   if (rows == 0 || cols == 0) return;
@@ -167,6 +122,7 @@ void copy_matrix(StridedSource source, StridedTarget target, int64_t rows, int64
       return;
     }
   }
+  if (run_transpose(source, target, rows, cols, element_bytes, stream)) return;
   switch (element_bytes) {
     case 1:
       return copy_elements<uint8_t>(source, target, rows, cols);
@@ -182,6 +138,56 @@ void copy_matrix(StridedSource source, StridedTarget target, int64_t rows, int64
            "found {}",
            element_bytes);
   }
+}
+
+void copy_pair(const StridedSource (&sources)[2], const StridedTarget (&targets)[2], int64_t rows,
+               int64_t cols, int64_t element_bytes, bool stream) {
+  const int64_t source_step = sources[1].data - sources[0].data;
+  const int64_t target_step = targets[1].data - targets[0].data;
+  const bool alike = sources[0].row_stride == sources[1].row_stride &&
+                     sources[0].col_stride == sources[1].col_stride &&
+                     targets[0].row_stride == targets[1].row_stride &&
+                     targets[0].col_stride == targets[1].col_stride;
+  const StridedSource& source = sources[0];
+  const StridedTarget& target = targets[0];
+  if (!alike || element_bytes > 4 || rows <= 0 || cols <= 0) {
+    copy_matrix(sources[0], targets[0], rows, cols, element_bytes, stream);
+    return copy_matrix(sources[1], targets[1], rows, cols, element_bytes, stream);
+  }
+  if (source.col_stride == 2 || target.col_stride == 2) {
+    const auto turned = [](const auto& view) {
+      auto result = view;
+      std::swap(result.row_stride, result.col_stride);
+      return result;
+    };
+    if (source.row_stride != 2 && target.row_stride != 2) {
+      return copy_pair({turned(sources[0]), turned(sources[1])},
+                       {turned(targets[0]), turned(targets[1])}, cols, rows, element_bytes, stream);
+    }
+  }
+  TransposeCall call;
+  call.element_bytes = static_cast<int>(element_bytes);
+  call.stream = stream;
+  const auto both = [&](auto* data, int64_t stride) {
+    return AlternatingRows<std::remove_pointer_t<decltype(data)>>{
+        {data, data + stride * element_bytes}, 2 * stride * element_bytes};
+  };
+  if (source_step == element_bytes && source.row_stride == 2 && target.col_stride == 1) {
+    // Columns of the source are rows that belong to one and the other target in turn.
+    call.rows = cols;
+    call.cols = 2 * rows;
+    call.source = both(source.data, source.col_stride);
+    call.target = {{targets[0].data, targets[1].data}, target.row_stride * element_bytes};
+  } else if (target_step == element_bytes && target.row_stride == 2 && source.col_stride == 1) {
+    call.rows = 2 * rows;
+    call.cols = cols;
+    call.source = {{sources[0].data, sources[1].data}, source.row_stride * element_bytes};
+    call.target = both(target.data, target.col_stride);
+  } else {
+    copy_matrix(sources[0], targets[0], rows, cols, element_bytes, stream);
+    return copy_matrix(sources[1], targets[1], rows, cols, element_bytes, stream);
+  }
+  transpose(call);
 }
 
 }  // namespace gantry

@@ -23,8 +23,15 @@ using StridedTarget = StridedMatrix<std::byte>;
 ///
 /// @param element_bytes 1, 2, 4 or 8
 /// @param source, target must not overlap
+/// @param stream a transpose writes past the caches: for targets too large to be found there later
 /// @throws Error kInvalidArgument for another element size or a negative size
 void copy_matrix(StridedSource source, StridedTarget target, int64_t rows, int64_t cols,
-                 int64_t element_bytes);
+                 int64_t element_bytes, bool stream = false);
+
+/// Copies two matrices of one size. Where their elements stand in turn on one side (gate and up
+/// interleaved) and the other side is its transpose, each cache line is read and written once.
+/// Parameters and errors as copy_matrix.
+void copy_pair(const StridedSource (&sources)[2], const StridedTarget (&targets)[2], int64_t rows,
+               int64_t cols, int64_t element_bytes, bool stream = false);
 
 }  // namespace gantry

@@ -9,8 +9,10 @@
 #include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
 #include "loader/encoded_job.h"
+#include "loader/expert_formats.h"
 #include "loader/input_scale_job.h"
 #include "loader/input_scales.h"
+#include "loader/input_transforms.h"
 #include "loader/read_job.h"
 
 namespace gantry {
@@ -153,28 +155,75 @@ std::string infeasible_reason(const MoeLayerSpec& layer, int tp_size, int ep_siz
   return "";
 }
 
-SlotLayout WeightLoader::expert_layout(const MoeLayerSpec& spec, const LayerTensors& tensors,
-                                       const Slice& slice, bool static_inputs) const {
+void WeightLoader::set_expert_layout(MoeLayerWeights& weights, const LayerTensors& tensors,
+                                     bool gpu, LoadDestination& destination) const {
+  const MoeLayerSpec& spec = weights.spec;
+  const ParallelConfig& parallel = weights.parallel;
   const int64_t h = spec.expert_hidden_size;
+  const bool static_inputs = weights.activations.format.is_static();
+  const auto own_size = [&] {
+    return split_in_units(spec.intermediate_size, weights.cut_unit, parallel.tp_size,
+                          parallel.tp_rank())
+        .size();
+  };
   if (!tensors.has_encoded_experts()) {
-    return SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias,
-                              slice.size(), h, static_inputs);
+    weights.layout = SlotLayout::create(expert_dtype(tensors), spec.gated(), tensors.expert_bias,
+                                        own_size(), h, static_inputs);
+    return;
   }
-  const ExpertFormats formats = expert_formats(*checkpoint_, spec, tensors, slice);
+  const ExpertFormats formats =
+      expert_formats(*checkpoint_, *config_->family, spec, tensors, {parallel, gpu});
+  weights.cut_unit = formats.cut_unit;
   if (!formats.reason.empty()) {
     log(LogLevel::kInfo, "layer {}: quantized experts are decoded to f32: {}", spec.layer,
         formats.reason);
-    return SlotLayout::create(DType::kF32, spec.gated(), tensors.expert_bias, slice.size(), h,
-                              static_inputs);
+    weights.layout = SlotLayout::create(DType::kF32, spec.gated(), tensors.expert_bias, own_size(),
+                                        h, static_inputs);
+    return;
   }
-  log(LogLevel::kInfo, "layer {}: experts: w13 {}, w2 {}", spec.layer, to_string(formats.w13),
-      to_string(formats.w2));
-  return SlotLayout::create(formats.w13, formats.w2, spec.gated(), tensors.expert_bias,
-                            slice.size(), h, static_inputs);
+  destination.transforms = formats.transforms;
+  destination.whole_w2 = formats.whole_w2;
+  const InputTransforms& inputs = formats.transforms->sections;
+  log(LogLevel::kInfo, "layer {}: experts: w13 {}{}, w2 {}{}", spec.layer, to_string(formats.w13),
+      inputs.order     ? " in activation order"
+      : inputs.factors ? " after pre_quant_scale"
+                       : "",
+      to_string(formats.w2), inputs.mid_factors ? " after pre_quant_scale" : "");
+  weights.layout = SlotLayout::create(formats.w13, formats.w2, spec.gated(), tensors.expert_bias,
+                                      own_size(), h, static_inputs, inputs);
+}
+
+void WeightLoader::set_shared_layout(MoeLayerWeights& weights, const LayerTensors& tensors,
+                                     bool gpu, LoadDestination& destination) const {
+  const MoeLayerSpec& spec = weights.spec;
+  const ParallelConfig& parallel = weights.parallel;
+  const bool gated = is_gated(spec.shared.activation.kind);
+  const auto own_size = [&] {
+    return split_in_units(spec.shared.intermediate_size, destination.shared_cut_unit,
+                          parallel.tp_size, parallel.tp_rank())
+        .size();
+  };
+  if (tensors.has_encoded_shared()) {
+    const ExpertFormats formats = shared_formats(spec, tensors, {parallel, gpu});
+    destination.shared_cut_unit = formats.cut_unit;
+    if (formats.reason.empty()) {
+      log(LogLevel::kInfo, "layer {}: shared experts: w13 {}, w2 {}", spec.layer,
+          to_string(formats.w13), to_string(formats.w2));
+      destination.shared_whole_w2 = formats.whole_w2;
+      weights.shared_layout = SlotLayout::create(formats.w13, formats.w2, gated,
+                                                 tensors.shared_bias, own_size(), spec.hidden_size);
+      return;
+    }
+    log(LogLevel::kInfo, "layer {}: quantized shared experts are decoded to f32: {}", spec.layer,
+        formats.reason);
+  }
+  weights.shared_layout = SlotLayout::create(shared_dtype(tensors), gated, tensors.shared_bias,
+                                             own_size(), spec.hidden_size);
 }
 
 MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
-                                       const ExpertMap& experts, bool with_memory) const {
+                                       const ExpertMap& experts, bool with_memory, bool gpu,
+                                       LoadDestination& destination) const {
   const LayerTensors& tensors = tensors_->layer(spec.layer);
   const std::string reason = infeasible_reason(spec, parallel.tp_size, parallel.ep_size);
   GANTRY_CHECK(reason.empty(), ErrorCode::kInvalidArgument, "layer {} cannot be split: {}",
@@ -187,24 +236,26 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
   MoeLayerWeights weights;
   weights.spec = spec;
   weights.parallel = parallel;
-  const Slice slice = split_evenly(spec.intermediate_size, parallel.tp_size, parallel.tp_rank());
   weights.activations = layer_activations(tensors, spec);
-  weights.layout = expert_layout(spec, tensors, slice, weights.activations.format.is_static());
+  set_expert_layout(weights, tensors, gpu, destination);
   weights.num_slots = experts.num_slots(parallel.ep_rank());
   if (with_memory) {
     weights.slots =
         ByteBuffer(static_cast<size_t>(weights.num_slots * weights.layout.stride_bytes));
   }
-  if (spec.shared.intermediate_size > 0 && parallel.leads_dp_group()) {
-    const Slice shared =
-        split_evenly(spec.shared.intermediate_size, parallel.tp_size, parallel.tp_rank());
-    weights.shared_layout =
-        SlotLayout::create(shared_dtype(tensors), is_gated(spec.shared.activation.kind),
-                           tensors.shared_bias, shared.size(), spec.hidden_size);
+  destination.loads_shared = spec.shared.intermediate_size > 0 && parallel.leads_dp_group();
+  if (destination.loads_shared) {
+    set_shared_layout(weights, tensors, gpu, destination);
     if (with_memory) {
       weights.shared = ByteBuffer(static_cast<size_t>(weights.shared_layout.stride_bytes));
     }
   }
+  destination.layout = weights.layout;
+  destination.activations = weights.activations;
+  destination.slots = with_memory ? weights.slots.data() : nullptr;
+  destination.cut_unit = weights.cut_unit;
+  destination.shared_layout = weights.shared_layout;
+  destination.shared = with_memory ? weights.shared.data() : nullptr;
   return weights;
 }
 
@@ -212,15 +263,9 @@ LoadPlan WeightLoader::plan(int layer, const ParallelConfig& parallel,
                             const ExpertMap& experts) const {
   const MoeLayerSpec* spec = config_->find_layer(layer);
   GANTRY_CHECK(spec != nullptr, ErrorCode::kInvalidArgument, "layer {} is not a MoE layer", layer);
-  const MoeLayerWeights weights = allocate(*spec, parallel, experts, /*with_memory=*/false);
+  LoadDestination destination;
+  (void)allocate(*spec, parallel, experts, /*with_memory=*/false, /*gpu=*/false, destination);
   LoadLedger ledger;
-  const LoadDestination destination{
-      .layout = weights.layout,
-      .activations = weights.activations,
-      .slots = nullptr,
-      .shared_layout = weights.shared_layout,
-      .shared = nullptr,
-      .loads_shared = spec->shared.intermediate_size > 0 && parallel.leads_dp_group()};
   return plan_layer(*spec, *config_->family, tensors_->layer(layer), parallel, experts, destination,
                     ledger);
 }
@@ -251,15 +296,10 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
   GANTRY_CHECK(spec != nullptr, ErrorCode::kInvalidArgument, "layer {} is not a MoE layer", layer);
   for (const FindingKind kind : options.allow)
     report.allow(kind);
-  MoeLayerWeights weights = allocate(*spec, parallel, experts, /*with_memory=*/true);
-
+  LoadDestination destination;
+  MoeLayerWeights weights =
+      allocate(*spec, parallel, experts, /*with_memory=*/true, options.gpu, destination);
   LoadLedger ledger;
-  const LoadDestination destination{.layout = weights.layout,
-                                    .activations = weights.activations,
-                                    .slots = weights.slots.data(),
-                                    .shared_layout = weights.shared_layout,
-                                    .shared = weights.shared.data(),
-                                    .loads_shared = weights.shared.size() > 0};
   const LoadPlan plan = plan_layer(*spec, *config_->family, tensors_->layer(layer), parallel,
                                    experts, destination, ledger);
   const auto runs = batches(plan.jobs);
@@ -287,6 +327,8 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
     bytes_read += run_input_scale_job(*checkpoint_, layer, job, weights.activations,
                                       options.check_finite, ledger, report);
   }
+  for (const TransformJob& job : plan.transform_jobs)
+    run_transform_job(job, weights.layout, ledger);
   ledger.finish(report);
 
   LoadStats own;

@@ -20,6 +20,8 @@ struct LoadOptions {
   /// Staging memory of each reader. The loader never holds more than threads * this besides what it
   /// owns (one file row if that is larger).
   int64_t staging_bytes = int64_t{1} << 20;
+  /// Weights are for a GPU: what its kernels cannot read is decoded to f32.
+  bool gpu = false;
   bool check_finite = true;  ///< NaN and infinity among weights, and senseless scales, are findings
   /// Kinds that become warnings in the report that load_layer is given: see LoadReport::allow.
   std::vector<FindingKind> allow;
@@ -62,12 +64,17 @@ class WeightLoader {
                               const ExpertMap& experts) const;
 
  private:
+  /// Layouts of a rank's slots, and their memory if that is wanted.
+  /// @param destination everything in it is set, to be planned with
   [[nodiscard]] MoeLayerWeights allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
-                                         const ExpertMap& experts, bool with_memory) const;
+                                         const ExpertMap& experts, bool with_memory, bool gpu,
+                                         LoadDestination& destination) const;
   /// Experts keep their dtype or their codes; what kernels have no format for is decoded to f32,
   /// which the log says.
-  [[nodiscard]] SlotLayout expert_layout(const MoeLayerSpec& spec, const LayerTensors& tensors,
-                                         const Slice& slice, bool static_inputs) const;
+  void set_expert_layout(MoeLayerWeights& weights, const LayerTensors& tensors, bool gpu,
+                         LoadDestination& destination) const;
+  void set_shared_layout(MoeLayerWeights& weights, const LayerTensors& tensors, bool gpu,
+                         LoadDestination& destination) const;
   void load_small_tensors(MoeLayerWeights& weights, const LoadOptions& options, LoadReport& report,
                           LoadStats& stats) const;
 

@@ -63,6 +63,13 @@ bool Communicator::reduce_natively(const Operation& /*operation*/, std::span<flo
   return false;
 }
 
+void Communicator::reduce_scatter_natively(const Operation& operation,
+                                           std::span<const float> /*send*/,
+                                           std::span<float> /*receive*/,
+                                           std::span<const int64_t> /*counts*/) {
+  fail(ErrorCode::kUnsupported, "{}: this transport has no reduction of its own", operation.name);
+}
+
 void Communicator::check_sizes(const char* what, std::span<const int64_t> sizes, size_t total) {
   const std::string problem = size_problem(sizes, index(size()), total);
   if (!problem.empty()) refuse(fmt::format("{}: {}", what, problem));
@@ -138,14 +145,27 @@ void Communicator::reduce_scatter(const Operation& operation, std::span<const fl
   if (own > 0) add_in_rank_order(addends_, receive);
 }
 
+void Communicator::check_reduce_scatter(const char* what, std::span<const float> send,
+                                        std::span<float> receive, std::span<const int64_t> counts) {
+  check_sizes(what, counts, send.size());
+  if (receive.size() != static_cast<size_t>(counts[index(rank())])) {
+    refuse(fmt::format("{}: rank {} receives {} values, expected {}", what, rank(), receive.size(),
+                       counts[index(rank())]));
+  }
+}
+
+void Communicator::reduce_scatter_sum_native(std::span<const float> send, std::span<float> receive,
+                                             std::span<const int64_t> counts) {
+  constexpr Operation kOperation{.name = "reduce_scatter_sum_native"};
+  const Scope scope(*this, kOperation.name);
+  check_reduce_scatter(kOperation.name, send, receive, counts);
+  reduce_scatter_natively(kOperation, send, receive, counts);
+}
+
 void Communicator::reduce_scatter_sum(std::span<const float> send, std::span<float> receive,
                                       std::span<const int64_t> counts) {
   const Scope scope(*this, "reduce_scatter_sum");
-  check_sizes("reduce_scatter_sum", counts, send.size());
-  if (receive.size() != static_cast<size_t>(counts[index(rank())])) {
-    refuse(fmt::format("reduce_scatter_sum: rank {} receives {} values, expected {}", rank(),
-                       receive.size(), counts[index(rank())]));
-  }
+  check_reduce_scatter("reduce_scatter_sum", send, receive, counts);
   reduce_scatter({.name = "reduce_scatter_sum"}, send, receive, counts);
 }
 

@@ -96,6 +96,15 @@ class Communicator {
   void reduce_scatter_sum(std::span<const float> send, std::span<float> receive,
                           std::span<const int64_t> counts);
 
+  /// Like reduce_scatter_sum by the transport's own reduction; see all_reduce_sum_native. What that
+  /// moves is the transport's business and not in `traffic`.
+  /// @throws Error kUnsupported unless has_native_reduction()
+  void reduce_scatter_sum_native(std::span<const float> send, std::span<float> receive,
+                                 std::span<const int64_t> counts);
+
+  /// Whether the transport adds numbers itself: MPI does, threads do not.
+  [[nodiscard]] virtual bool has_native_reduction() const noexcept { return false; }
+
   /// Sends send[to] to each rank and receives into receive[from].
   /// @param send_bytes, receive_bytes [size()] with offsets being their prefix sums
   void all_to_all(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
@@ -147,6 +156,9 @@ class Communicator {
   virtual void look_for_news() {}
   /// @return false if the transport has no reduction of its own
   virtual bool reduce_natively(const Operation& operation, std::span<float> data);
+  /// Only called if has_native_reduction(); sizes fit each other.
+  virtual void reduce_scatter_natively(const Operation& operation, std::span<const float> send,
+                                       std::span<float> receive, std::span<const int64_t> counts);
 
   /// See pulse().
   void beat() noexcept { pulse_.fetch_add(1, std::memory_order_relaxed); }
@@ -158,6 +170,8 @@ class Communicator {
   class Scope;
 
   void check_sizes(const char* what, std::span<const int64_t> sizes, size_t total);
+  void check_reduce_scatter(const char* what, std::span<const float> send, std::span<float> receive,
+                            std::span<const int64_t> counts);
   void run(const Operation& operation, std::span<const SendPart> sends,
            std::span<const ReceivePart> receives);
   void reduce_scatter(const Operation& operation, std::span<const float> send,

@@ -26,6 +26,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kFrameTag = 1;
 constexpr int kPartTag = 2;
 constexpr size_t kPieceBytes = size_t{64} << 20;  // of a part; each that completes is progress
+constexpr size_t kPieceFloats = kPieceBytes / sizeof(float);
 constexpr std::chrono::milliseconds kTellPatience{500};
 constexpr std::chrono::milliseconds kGoodbyePatience{5000};
 
@@ -62,6 +63,7 @@ class MpiCommunicator final : public Communicator {
 
   [[nodiscard]] int rank() const noexcept override { return rank_; }
   [[nodiscard]] int size() const noexcept override { return size_; }
+  [[nodiscard]] bool has_native_reduction() const noexcept override { return true; }
 
  private:
   void exchange(const Operation& operation, std::span<const SendPart> sends,
@@ -78,7 +80,6 @@ class MpiCommunicator final : public Communicator {
     {
       const std::scoped_lock lock(mutex_);
       begin(operation, {}, {});
-      constexpr size_t kPieceFloats = kPieceBytes / sizeof(float);
       for (size_t done = 0; done < data.size(); done += kPieceFloats) {
         const auto count = static_cast<int>(std::min(kPieceFloats, data.size() - done));
         call(MPI_Iallreduce(MPI_IN_PLACE, data.data() + done, count, MPI_FLOAT, MPI_SUM,
@@ -88,6 +89,29 @@ class MpiCommunicator final : public Communicator {
     }
     wait(operation);
     return true;
+  }
+
+  // A reduction to each rank, all under way at once, in pieces that fit MPI's counts. (Open MPI's
+  // non-blocking MPI_Ireduce_scatter would take everything to rank 0 first.)
+  void reduce_scatter_natively(const Operation& operation, std::span<const float> send,
+                               std::span<float> receive, std::span<const int64_t> counts) override {
+    {
+      const std::scoped_lock lock(mutex_);
+      begin(operation, {}, {});
+      size_t first = 0;
+      for (int root = 0; root < size_; ++root) {
+        const auto count = static_cast<size_t>(counts[static_cast<size_t>(root)]);
+        for (size_t done = 0; done < count; done += kPieceFloats) {
+          const auto piece = static_cast<int>(std::min(kPieceFloats, count - done));
+          float* const to = root == rank_ ? receive.data() + done : nullptr;
+          call(MPI_Ireduce(send.data() + first + done, to, piece, MPI_FLOAT, MPI_SUM, root,
+                           link_->comm, link_->add({.kind = Pending::kReduction})),
+               "MPI_Ireduce");
+        }
+        first += count;
+      }
+    }
+    wait(operation);
   }
 
   void look_for_news() override {

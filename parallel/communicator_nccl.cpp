@@ -82,7 +82,7 @@ class NcclCommunicator final : public DeviceCommunicator {
   void exchange(std::span<const SendPart> sends, std::span<const ReceivePart> receives,
                 StreamHandle stream) override {
     if (sends.empty() && receives.empty()) return check_alive();
-    enqueue([&] {
+    enqueue(stream, [&] {
       for (const SendPart& part : sends) {
         if (part.data.empty()) continue;  // as on the side that receives it
         check(api_.Send(part.data.data(), part.data.size(), nccl::kInt8, part.peer, comm_, stream),
@@ -98,7 +98,7 @@ class NcclCommunicator final : public DeviceCommunicator {
 
   bool gather_evenly(std::span<const std::byte> send, std::span<std::byte> receive,
                      StreamHandle stream) override {
-    enqueue([&] {
+    enqueue(stream, [&] {
       check(api_.AllGather(send.data(), receive.data(), send.size(), nccl::kInt8, comm_, stream),
             "ncclAllGather");
     });
@@ -106,7 +106,7 @@ class NcclCommunicator final : public DeviceCommunicator {
   }
 
   bool all_reduce_natively(std::span<float> data, StreamHandle stream) override {
-    enqueue([&] {
+    enqueue(stream, [&] {
       check(api_.AllReduce(data.data(), data.data(), data.size(), nccl::kFloat32, nccl::kSum, comm_,
                            stream),
             "ncclAllReduce");
@@ -117,7 +117,7 @@ class NcclCommunicator final : public DeviceCommunicator {
   // ncclReduceScatter knows equal parts only.
   bool reduce_scatter_natively(std::span<const float> send, std::span<float> receive,
                                std::span<const int64_t> counts, StreamHandle stream) override {
-    enqueue([&] {
+    enqueue(stream, [&] {
       const float* part = send.data();
       for (int root = 0; root < size(); ++root) {
         const auto count = static_cast<size_t>(counts[static_cast<size_t>(root)]);
@@ -133,9 +133,10 @@ class NcclCommunicator final : public DeviceCommunicator {
   }
 
   template <typename Calls>
-  void enqueue(const Calls& calls) {
+  void enqueue(StreamHandle stream, const Calls& calls) {
     check_alive();
     device()->make_current();
+    device()->hand_over(stream);
     check(api_.GroupStart(), "ncclGroupStart");
     try {
       calls();

@@ -37,6 +37,8 @@ ExchangeScratch::ExchangeScratch(const ExchangeScratchSize& size)
                                        &send_cursor_, &receive_cursor_}) {
     counts->assign(ranks, 0);
   }
+  send_parts_.reserve(2 * ranks);
+  receive_parts_.reserve(2 * ranks);
 }
 
 int64_t ExchangeScratch::bytes() const noexcept {

@@ -7,6 +7,7 @@
 
 #include "kernels/base/buffer.h"
 #include "kernels/base/export.h"
+#include "parallel/communicator.h"
 
 namespace gantry GANTRY_API {
 
@@ -56,8 +57,8 @@ class ExchangeScratch {
   int64_t max_num_tokens_ = 0;
   ByteBuffer first_send_;  // headers and slots
   ByteBuffer first_receive_;
-  ByteBuffer rest_send_;  // tokens beyond the slots
-  ByteBuffer rest_receive_;
+  ByteBuffer rest_send_;           // tokens beyond the slots
+  ByteBuffer rest_receive_;        // their routing; hidden states are received in their place
   Buffer<float> hidden_states_;    // [T', H]
   Buffer<int32_t> topk_ids_;       // [T', K]
   Buffer<float> topk_weights_;     // [T', K]
@@ -75,6 +76,8 @@ class ExchangeScratch {
   std::vector<int64_t> receive_bytes_;
   std::vector<int64_t> send_cursor_;
   std::vector<int64_t> receive_cursor_;
+  std::vector<SendPart> send_parts_;
+  std::vector<ReceivePart> receive_parts_;
 
   // The call between dispatch and combine. The spans are the caller's.
   std::span<const int32_t> own_ids_;     // [own, K]

@@ -1,6 +1,9 @@
 #include "parallel/expert_placement.h"
 
+#include <span>
+
 #include "kernels/base/check.h"
+#include "parallel/digest.h"
 
 namespace gantry {
 
@@ -32,6 +35,18 @@ ExpertMap ExpertPlacement::map_of(int layer, int num_experts, int ep_size) const
 
 std::string ExpertPlacement::describe() const {
   return layers_.empty() ? std::string(to_string(strategy_)) : source_;
+}
+
+std::string ExpertPlacement::fingerprint() const {
+  if (layers_.empty()) return std::string(to_string(strategy_));
+  DigestBuilder digest;
+  for (const auto& [layer, assignment] : layers_) {
+    digest.add(int64_t{layer});
+    digest.add(static_cast<int64_t>(assignment.kind));
+    digest.add(static_cast<int64_t>(assignment.ids.size()));
+    digest.add(std::as_bytes(std::span(assignment.ids)));
+  }
+  return fmt::format("{} layer(s) of a file, {}", layers_.size(), to_string(digest.digest()));
 }
 
 }  // namespace gantry

@@ -40,6 +40,9 @@ class ExpertPlacement {
   [[nodiscard]] const std::map<int, LayerAssignment>& layers() const noexcept { return layers_; }
   /// "linear", or the source.
   [[nodiscard]] std::string describe() const;
+  /// "linear", or a digest of all assignments: for ranks that compare what each of them read,
+  /// wherever from.
+  [[nodiscard]] std::string fingerprint() const;
 
  private:
   Placement strategy_ = Placement::kLinear;

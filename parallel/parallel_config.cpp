@@ -55,4 +55,10 @@ Slice split_evenly(long total, int parts, int index) {
   return {begin, begin + base + (index < remainder ? 1 : 0)};
 }
 
+Slice split_in_units(long total, long unit, int parts, int index) {
+  GANTRY_CHECK(unit >= 1, ErrorCode::kInvalidArgument, "split_in_units: units of {}", unit);
+  const Slice units = split_evenly(total / unit + (total % unit != 0 ? 1 : 0), parts, index);
+  return {std::min(total, units.begin * unit), std::min(total, units.end * unit)};
+}
+
 }  // namespace gantry

@@ -62,4 +62,8 @@ struct Slice {
 /// first total % parts parts take the remainder.
 Slice split_evenly(long total, int parts, int index);
 
+/// The same in whole units of `unit` items, of which the last may be smaller.
+/// @throws Error kInvalidArgument also for a unit below 1
+Slice split_in_units(long total, long unit, int parts, int index);
+
 }  // namespace gantry

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <string_view>
@@ -21,17 +22,35 @@ struct Launcher {
   const char* size;
   const char* local_rank;
   const char* local_size;
-  bool needs_size;  // its rank variable alone proves nothing
+  bool needs_size;   // its rank variable alone proves nothing
+  bool sets_up_mpi;  // what MPI needs to find the other ranks
 };
 
-constexpr Launcher kOpenMpi = {"Open MPI (OMPI_COMM_WORLD_*)", "OMPI_COMM_WORLD_RANK",
-                               "OMPI_COMM_WORLD_SIZE",         "OMPI_COMM_WORLD_LOCAL_RANK",
-                               "OMPI_COMM_WORLD_LOCAL_SIZE",   true};
-constexpr Launcher kPmix = {"PMIx (PMIX_RANK)", "PMIX_RANK", nullptr, nullptr, nullptr, false};
-constexpr Launcher kSlurm = {"Slurm (SLURM_*)", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS",
-                             "SLURM_LOCALID",   nullptr,        true};
-constexpr Launcher kTorchrun = {
-    "torchrun (RANK, WORLD_SIZE)", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", true};
+constexpr Launcher kOpenMpi = {"Open MPI (OMPI_COMM_WORLD_*)",
+                               "OMPI_COMM_WORLD_RANK",
+                               "OMPI_COMM_WORLD_SIZE",
+                               "OMPI_COMM_WORLD_LOCAL_RANK",
+                               "OMPI_COMM_WORLD_LOCAL_SIZE",
+                               true,
+                               true};
+constexpr Launcher kPmix = {
+    "PMIx (PMIX_RANK)", "PMIX_RANK", nullptr, nullptr, nullptr, false, true};
+constexpr Launcher kPmi = {
+    "PMI (PMI_RANK, PMI_SIZE)", "PMI_RANK", "PMI_SIZE", nullptr, nullptr, true, true};
+constexpr Launcher kSlurm = {"Slurm (SLURM_*)",
+                             "SLURM_PROCID",
+                             "SLURM_STEP_NUM_TASKS",
+                             "SLURM_LOCALID",
+                             nullptr,
+                             true,
+                             false};
+constexpr Launcher kTorchrun = {"torchrun (RANK, WORLD_SIZE)",
+                                "RANK",
+                                "WORLD_SIZE",
+                                "LOCAL_RANK",
+                                "LOCAL_WORLD_SIZE",
+                                true,
+                                false};
 
 // -1 if the variable is not set.
 int read_number(const EnvironmentLookup& lookup, const char* name) {
@@ -56,7 +75,8 @@ void read_claim(const EnvironmentLookup& lookup, const Launcher& launcher,
                     .rank = read_number(lookup, launcher.rank),
                     .size = read_number(lookup, launcher.size),
                     .local_rank = read_number(lookup, launcher.local_rank),
-                    .local_size = read_number(lookup, launcher.local_size)});
+                    .local_size = read_number(lookup, launcher.local_size),
+                    .sets_up_mpi = launcher.sets_up_mpi});
 }
 
 // Takes what one source says into what the others said, if it is the same.
@@ -72,6 +92,18 @@ void agree(std::string_view what, const RankClaim& claim, int value, const RankC
 
 }  // namespace
 
+std::string RankEnvironment::reason_not_joined() const {
+  const bool joined = std::any_of(claims.begin(), claims.end(),
+                                  [](const RankClaim& claim) { return claim.sets_up_mpi; });
+  if (joined || size <= 1) return {};
+  return fmt::format(
+      "{}: this launcher does not set up MPI, through which ranks find each other, so each of the "
+      "{} processes would be a world of its own: start with mpirun -np {}, or under Slurm with "
+      "srun "
+      "--mpi=pmix (torchrun's variables may be set as well)",
+      describe(), size, size);
+}
+
 std::string RankEnvironment::describe() const {
   std::string sources;
   for (const RankClaim& claim : claims)
@@ -85,7 +117,10 @@ std::vector<RankClaim> read_rank_claims(const EnvironmentLookup& lookup) {
   read_claim(lookup, kOpenMpi, claims);
   const bool mpirun = !claims.empty();
   read_claim(lookup, kPmix, claims);
-  if (!mpirun) read_claim(lookup, kSlurm, claims);
+  if (!mpirun) {
+    read_claim(lookup, kPmi, claims);
+    read_claim(lookup, kSlurm, claims);
+  }
   read_claim(lookup, kTorchrun, claims);
   return claims;
 }

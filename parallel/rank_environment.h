@@ -15,6 +15,7 @@ struct RankClaim {
   int size = -1;
   int local_rank = -1;  ///< among the ranks of this host
   int local_size = -1;
+  bool sets_up_mpi = false;  ///< the launcher told MPI how to find the other ranks
 };
 
 /// This process' place among the ranks, as all sources together say.
@@ -26,6 +27,10 @@ struct RankEnvironment {
   std::vector<RankClaim> claims;  ///< whom that comes from; empty: no launcher
 
   [[nodiscard]] bool launched() const noexcept { return !claims.empty(); }
+  /// Why MPI cannot join these ranks, and how to start them instead: none of their launchers set
+  /// MPI up. Each process would start as a world of its own. Empty if one of them did, or for one
+  /// rank.
+  [[nodiscard]] std::string reason_not_joined() const;
   /// "rank 1 of 4, local rank 1 of 2 (Open MPI (OMPI_COMM_WORLD_*), PMIx (PMIX_RANK))"
   [[nodiscard]] std::string describe() const;
 };
@@ -36,6 +41,8 @@ using EnvironmentLookup = std::function<const char*(const char* name)>;
 /// What launchers say in environment variables:
 ///  - Open MPI's mpirun: OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE
 ///  - PMIx servers: PMIX_RANK
+///  - PMI servers (Hydra of MPICH and Intel MPI, srun --mpi=pmi2): PMI_RANK, PMI_SIZE; under mpirun
+///    left out as Slurm's are
 ///  - srun: SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID. SLURM_STEP_NUM_TASKS is set for the
 ///    tasks of a step only, unlike SLURM_NTASKS, which a batch script has as well. Under mpirun
 ///    they describe mpirun's own daemons and are left out.

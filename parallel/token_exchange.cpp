@@ -38,7 +38,13 @@ TokenExchange::TokenExchange(const ParallelConfig& config, Communicator& world, 
   GANTRY_CHECK(options.slots >= 0 && options.slots <= kMaxSlots, ErrorCode::kInvalidArgument,
                "token exchange: expected 0 to {} slots, found {}", kMaxSlots, options.slots);
   if (shape_.row_width == 0) shape_.row_width = shape_.hidden_size;
-  choice_ = choose_exchange(options.kind, config, shape.top_k);
+  const std::string infeasible = infeasible_reduction(options, /*batch_invariant=*/false);
+  GANTRY_CHECK(infeasible.empty(), ErrorCode::kUnsupported, "token exchange: reduce 'native': {}",
+               infeasible);
+  GANTRY_CHECK(
+      options.reduce == ReduceOrder::kRank || world.has_native_reduction(), ErrorCode::kUnsupported,
+      "token exchange: reduce 'native': these ranks' transport has no reduction of its own");
+  choice_ = choose_exchange(options.kind, config, shape.top_k, options.reduce);
   all_ep_ranks_.resize(static_cast<size_t>(config.ep_size));
   std::iota(all_ep_ranks_.begin(), all_ep_ranks_.end(), 0);
   if (config.rank == 0) {
@@ -91,8 +97,10 @@ ExchangeScratch TokenExchange::make_scratch(int64_t max_num_tokens,
     const int64_t copies = sends_everything() ? 1 : ranks;
     size.first_send_bytes = copies * message_bytes(true);
     size.first_receive_bytes = ranks * message_bytes(true);
-    size.rest_send_bytes = own * payload_bytes() * (sends_everything() ? 1 : ranks_of_a_token);
-    size.rest_receive_bytes = all * payload_bytes();
+    const int64_t routing_bytes = payload_bytes() - 4 * shape_.hidden_size;
+    size.rest_send_bytes =
+        own * (sends_everything() ? routing_bytes : payload_bytes() * ranks_of_a_token);
+    size.rest_receive_bytes = all * routing_bytes;
   }
   size.returned_values = ordered()
                              ? own * config_.tp_size *

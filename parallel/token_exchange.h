@@ -124,7 +124,8 @@ class TokenExchange {
   ///         tokens, or their scratch has another size; on one rank if an id is out of range
   ExchangedTokens dispatch(const TokenBatch& batch, ExchangeScratch& scratch);
 
-  /// Collective. Adds the ranks' rows of this rank's own tokens in rank order, from +0.
+  /// Collective. Adds the ranks' rows of this rank's own tokens in rank order, from +0; with
+  /// ReduceOrder::kNative by the communicator's own reduction, whose messages are not counted.
   /// @param partial [T', width] of the last dispatch
   /// @param own     [own_tokens, width], written
   void reduce(std::span<const float> partial, int64_t width, std::span<float> own,
@@ -197,9 +198,15 @@ class TokenExchange {
   void begin(const TokenBatch& batch, ExchangeScratch& scratch) const;
   void find_destinations(ExchangeScratch& scratch) const;
   void exchange_tokens(const TokenBatch& batch, ExchangeScratch& scratch, bool& more);
+  void exchange_rest(const TokenBatch& batch, ExchangeScratch& scratch);
+  [[nodiscard]] int64_t beyond_slots(std::span<const int64_t> tokens, int64_t rank) const noexcept;
+  template <typename Visit>
+  void for_each_message(const ExchangeScratch& scratch, Visit visit) const;
   [[nodiscard]] std::span<std::byte> write_messages(const TokenBatch& batch,
-                                                    ExchangeScratch& scratch, bool rest) const;
-  void write_payload(const TokenBatch& batch, int64_t token, int64_t rank, std::byte* to) const;
+                                                    ExchangeScratch& scratch) const;
+  void write_rest(const TokenBatch& batch, ExchangeScratch& scratch) const;
+  void write_hidden(const TokenBatch& batch, int64_t token, std::byte* to) const;
+  void write_routing(const TokenBatch& batch, int64_t token, int64_t rank, std::byte* to) const;
   void transfer(std::span<const std::byte> send, std::span<std::byte> receive,
                 ExchangeScratch& scratch, int64_t& sent, int64_t& received);
   [[nodiscard]] bool read_headers(ExchangeScratch& scratch, bool& more) const;
@@ -207,6 +214,8 @@ class TokenExchange {
   void count_held(const TokenBatch& batch, ExchangeScratch& scratch) const;
   void arrange(const TokenBatch& batch, ExchangeScratch& scratch) const;
   void number_rows(std::span<const int32_t> topk_ids, ExchangeScratch& scratch) const;
+  void reduce_natively(std::span<const float> partial, int64_t width, std::span<float> own,
+                       ExchangeScratch& scratch);
   std::span<const float> return_rows(std::span<const float> rows, int64_t width,
                                      std::span<const int64_t> send_rows,
                                      std::span<const int64_t> receive_rows,

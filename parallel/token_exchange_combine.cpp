@@ -62,11 +62,21 @@ std::span<const float> TokenExchange::return_rows(std::span<const float> rows, i
   return returned;
 }
 
+// Every rank has a row of every token, by owner.
+void TokenExchange::reduce_natively(std::span<const float> partial, int64_t width,
+                                    std::span<float> own, ExchangeScratch& scratch) {
+  std::transform(scratch.received_.begin(), scratch.received_.end(),
+                 scratch.receive_cursor_.begin(), [&](int64_t tokens) { return tokens * width; });
+  ++bytes_.collectives;
+  world_->reduce_scatter_sum_native(partial, own, scratch.receive_cursor_);
+}
+
 void TokenExchange::reduce(std::span<const float> partial, int64_t width, std::span<float> own,
                            ExchangeScratch& scratch) {
   GANTRY_CHECK(own.size() == static_cast<size_t>(scratch.own_tokens_ * width),
                ErrorCode::kInvalidArgument, "combine: expected {} x {} own values, found {}",
                scratch.own_tokens_, width, own.size());
+  if (options_.reduce == ReduceOrder::kNative) return reduce_natively(partial, width, own, scratch);
   const std::span<const float> rows =
       return_rows(partial, width, scratch.received_, scratch.sent_, scratch);
   for (int64_t token = 0; token < scratch.own_tokens_; ++token) {

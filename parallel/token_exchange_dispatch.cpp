@@ -133,29 +133,120 @@ void TokenExchange::exchange_tokens(const TokenBatch& batch, ExchangeScratch& sc
   const auto first = [&](ByteBuffer& buffer, int64_t bytes) {
     return std::span(buffer.data(), static_cast<size_t>(bytes));
   };
-  transfer(write_messages(batch, scratch, /*rest=*/false),
+  transfer(write_messages(batch, scratch),
            first(scratch.first_receive_, sum(scratch.receive_bytes_)), scratch,
            bytes_.dispatch_sent, bytes_.dispatch_received);
   if (!read_headers(scratch, more)) return;
   note_overflow(scratch);
-  for (int64_t rank = 0; rank < ranks; ++rank) {
-    const auto i = static_cast<size_t>(rank);
-    const auto beyond = [&](int64_t tokens) {
-      if (holds(rank) && !sends_everything()) return int64_t{0};
-      return std::max<int64_t>(0, tokens - options_.slots) * payload_bytes();
-    };
-    scratch.send_bytes_[i] = beyond(scratch.sent_[i]);
-    scratch.receive_bytes_[i] = beyond(scratch.received_[i]);
-  }
-  transfer(write_messages(batch, scratch, /*rest=*/true),
-           first(scratch.rest_receive_, sum(scratch.receive_bytes_)), scratch, bytes_.dispatch_sent,
-           bytes_.dispatch_received);
+  count_held(batch, scratch);
+  exchange_rest(batch, scratch);
 }
 
-// The messages to all ranks, one after the other (to all at once: one message): a header and the
-// first tokens, or the tokens beyond the slots.
+// Tokens beyond the slots, in two parts a message: hidden states, which are received where they are
+// computed on (and, where every rank gets the same, sent from where they are), and routing.
+void TokenExchange::exchange_rest(const TokenBatch& batch, ExchangeScratch& scratch) {
+  const auto ranks = static_cast<int64_t>(scratch.sent_.size());
+  GANTRY_CHECK(sum(scratch.received_) <= max_all_tokens(scratch.max_num_tokens_),
+               ErrorCode::kInternal, "dispatch: {} tokens come, there is room for {}",
+               sum(scratch.received_), max_all_tokens(scratch.max_num_tokens_));
+  const int64_t hidden_bytes = 4 * shape_.hidden_size;
+  const int64_t routing_bytes = payload_bytes() - hidden_bytes;
+  write_rest(batch, scratch);
+  scratch.send_parts_.clear();
+  scratch.receive_parts_.clear();
+  int64_t send_begin = 0;  // in rest_send_
+  int64_t token_begin = 0;
+  int64_t routing_begin = 0;
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    const auto peer = static_cast<int>(rank);
+    const int64_t sent = beyond_slots(scratch.sent_, rank);
+    const int64_t received = beyond_slots(scratch.received_, rank);
+    const auto bytes = [](int64_t count) { return static_cast<size_t>(count); };
+    if (sent > 0) {
+      const std::byte* const first = scratch.rest_send_.data() + send_begin;
+      const std::byte* hidden = first;
+      const std::byte* routing = first + sent * hidden_bytes;
+      if (sends_everything()) {
+        const int64_t token = scratch.own_first_ + options_.slots;
+        hidden =
+            reinterpret_cast<const std::byte*>(batch.hidden_states.data()) + token * hidden_bytes;
+        routing = scratch.rest_send_.data();
+      } else {
+        send_begin += sent * payload_bytes();
+      }
+      scratch.send_parts_.push_back({peer, {hidden, bytes(sent * hidden_bytes)}});
+      scratch.send_parts_.push_back({peer, {routing, bytes(sent * routing_bytes)}});
+    }
+    if (received > 0) {
+      auto* const hidden = reinterpret_cast<std::byte*>(scratch.hidden_states_.data()) +
+                           (token_begin + options_.slots) * hidden_bytes;
+      scratch.receive_parts_.push_back({peer, {hidden, bytes(received * hidden_bytes)}});
+      scratch.receive_parts_.push_back(
+          {peer, {scratch.rest_receive_.data() + routing_begin, bytes(received * routing_bytes)}});
+    }
+    token_begin += scratch.received_[static_cast<size_t>(rank)];
+    routing_begin += received * routing_bytes;
+    bytes_.dispatch_sent += sent * payload_bytes();
+    bytes_.dispatch_received += received * payload_bytes();
+  }
+  ++bytes_.collectives;
+  world_->send_receive(scratch.send_parts_, scratch.receive_parts_);
+}
+
+// Of the tokens to or from a rank, those that travel in the second collective.
+int64_t TokenExchange::beyond_slots(std::span<const int64_t> tokens, int64_t rank) const noexcept {
+  const bool travels = rank != config_.rank && (sends_everything() || !holds(rank));
+  return travels ? std::max<int64_t>(0, tokens[static_cast<size_t>(rank)] - options_.slots) : 0;
+}
+
+// Routing of the own tokens, one after the other, if every rank gets the same; else the hidden
+// states and the routing for one rank after the other.
+void TokenExchange::write_rest(const TokenBatch& batch, ExchangeScratch& scratch) const {
+  const int64_t hidden_bytes = 4 * shape_.hidden_size;
+  const int64_t routing_bytes = payload_bytes() - hidden_bytes;
+  std::byte* const buffer = scratch.rest_send_.data();
+  if (sends_everything()) {
+    for (int64_t token = options_.slots; token < scratch.own_tokens_; ++token) {
+      write_routing(batch, scratch.own_first_ + token, 0,
+                    buffer + (token - options_.slots) * routing_bytes);
+    }
+    return;
+  }
+  int64_t end = 0;
+  for (size_t rank = 0; rank < scratch.sent_.size(); ++rank) {
+    scratch.send_cursor_[rank] = end;
+    scratch.receive_cursor_[rank] = 0;  // tokens seen
+    end += beyond_slots(scratch.sent_, static_cast<int64_t>(rank)) * payload_bytes();
+  }
+  for_each_message(scratch, [&](int64_t token, int64_t rank) {
+    const auto i = static_cast<size_t>(rank);
+    const int64_t row = scratch.receive_cursor_[i]++ - options_.slots;
+    if (row < 0) return;
+    std::byte* const first = buffer + scratch.send_cursor_[i];
+    const int64_t batch_token = scratch.own_first_ + token;
+    write_hidden(batch, batch_token, first + row * hidden_bytes);
+    write_routing(batch, batch_token, rank,
+                  first + beyond_slots(scratch.sent_, rank) * hidden_bytes + row * routing_bytes);
+  });
+}
+
+// Calls visit(own token, rank) for each copy of a token that travels to one rank alone.
+template <typename Visit>
+void TokenExchange::for_each_message(const ExchangeScratch& scratch, Visit visit) const {
+  for (int64_t token = 0; token < scratch.own_tokens_; ++token) {
+    for (const int32_t ep_rank : destinations(scratch, token)) {
+      for (int64_t tp_rank = 0; tp_rank < config_.tp_size; ++tp_rank) {
+        const int64_t rank = ep_rank * config_.tp_size + tp_rank;
+        if (!holds(rank)) visit(token, rank);
+      }
+    }
+  }
+}
+
+// The messages to all ranks, one after the other (to all at once: one message): a header and as
+// many tokens as there are slots.
 std::span<std::byte> TokenExchange::write_messages(const TokenBatch& batch,
-                                                   ExchangeScratch& scratch, bool rest) const {
+                                                   ExchangeScratch& scratch) const {
   const auto ranks = static_cast<int64_t>(sends_everything() ? 1 : scratch.sent_.size());
   const bool overflows = [&] {
     for (size_t rank = 0; rank < scratch.sent_.size(); ++rank) {
@@ -164,54 +255,50 @@ std::span<std::byte> TokenExchange::write_messages(const TokenBatch& batch,
     }
     return false;
   }();
-  ByteBuffer& buffer = rest ? scratch.rest_send_ : scratch.first_send_;
+  ByteBuffer& buffer = scratch.first_send_;
   // Cursors: bytes from the start of the buffer to where the next token of a rank goes.
   int64_t end = 0;
   for (int64_t rank = 0; rank < ranks; ++rank) {
     const auto i = static_cast<size_t>(rank);
     scratch.send_cursor_[i] = end;
     scratch.receive_cursor_[i] = 0;  // tokens seen
-    if (!rest) {
-      ExchangeHeader header;
-      header.num_tokens = static_cast<int64_t>(batch.hidden_states.size()) / shape_.hidden_size;
-      header.remaining = batch.remaining;
-      header.max_num_tokens = scratch.max_num_tokens_;
-      header.count = static_cast<int32_t>(scratch.sent_[i]);
-      header.overflows = overflows ? 1 : 0;
-      std::memcpy(buffer.data() + end, &header, sizeof(header));
-      scratch.send_cursor_[i] += static_cast<int64_t>(sizeof(header));
-    }
+    ExchangeHeader header;
+    header.num_tokens = static_cast<int64_t>(batch.hidden_states.size()) / shape_.hidden_size;
+    header.remaining = batch.remaining;
+    header.max_num_tokens = scratch.max_num_tokens_;
+    header.count = static_cast<int32_t>(scratch.sent_[i]);
+    header.overflows = overflows ? 1 : 0;
+    std::memcpy(buffer.data() + end, &header, sizeof(header));
+    scratch.send_cursor_[i] += static_cast<int64_t>(sizeof(header));
     end += scratch.send_bytes_[i];
   }
   const auto add = [&](int64_t token, int64_t rank) {
     const auto i = static_cast<size_t>(rank);
-    const bool beyond = scratch.receive_cursor_[i]++ >= options_.slots;
-    if (beyond != rest) return;
-    write_payload(batch, scratch.own_first_ + token, rank, buffer.data() + scratch.send_cursor_[i]);
+    if (scratch.receive_cursor_[i]++ >= options_.slots) return;
+    std::byte* const to = buffer.data() + scratch.send_cursor_[i];
+    write_hidden(batch, scratch.own_first_ + token, to);
+    write_routing(batch, scratch.own_first_ + token, rank, to + 4 * shape_.hidden_size);
     scratch.send_cursor_[i] += payload_bytes();
   };
-  for (int64_t token = 0; token < scratch.own_tokens_; ++token) {
-    if (sends_everything()) {
+  if (sends_everything()) {
+    for (int64_t token = 0; token < std::min<int64_t>(scratch.own_tokens_, options_.slots); ++token)
       add(token, 0);
-      continue;
-    }
-    for (const int32_t ep_rank : destinations(scratch, token)) {
-      for (int64_t tp_rank = 0; tp_rank < config_.tp_size; ++tp_rank) {
-        const int64_t rank = ep_rank * config_.tp_size + tp_rank;
-        if (!holds(rank)) add(token, rank);
-      }
-    }
+  } else if (options_.slots > 0) {
+    for_each_message(scratch, add);
   }
   return {buffer.data(), static_cast<size_t>(end)};
 }
 
-// Hidden state, ids, weights. A rank learns of the choices that it computes only.
-void TokenExchange::write_payload(const TokenBatch& batch, int64_t token, int64_t rank,
-                                  std::byte* to) const {
+void TokenExchange::write_hidden(const TokenBatch& batch, int64_t token, std::byte* to) const {
   const auto h = static_cast<size_t>(shape_.hidden_size);
-  const auto k = static_cast<size_t>(shape_.top_k);
   std::memcpy(to, batch.hidden_states.data() + static_cast<size_t>(token) * h, h * 4);
-  auto* const ids = reinterpret_cast<int32_t*>(to + h * 4);
+}
+
+// Ids, weights. A rank learns of the choices that it computes only.
+void TokenExchange::write_routing(const TokenBatch& batch, int64_t token, int64_t rank,
+                                  std::byte* to) const {
+  const auto k = static_cast<size_t>(shape_.top_k);
+  auto* const ids = reinterpret_cast<int32_t*>(to);
   const int32_t* const from = batch.topk_ids.data() + static_cast<size_t>(token) * k;
   for (size_t i = 0; i < k; ++i) {
     const bool computed =
@@ -219,10 +306,10 @@ void TokenExchange::write_payload(const TokenBatch& batch, int64_t token, int64_
         (sends_everything() || batch.id_to_rank[static_cast<size_t>(from[i])] == ep_rank_of(rank));
     ids[i] = computed ? from[i] : -1;
   }
-  std::memcpy(to + (h + k) * 4, batch.topk_weights.data() + static_cast<size_t>(token) * k, k * 4);
+  std::memcpy(to + k * 4, batch.topk_weights.data() + static_cast<size_t>(token) * k, k * 4);
 }
 
-// One of the two collectives, by send_bytes_ and receive_bytes_.
+// The first collective, by send_bytes_ and receive_bytes_.
 void TokenExchange::transfer(std::span<const std::byte> send, std::span<std::byte> receive,
                              ExchangeScratch& scratch, int64_t& sent, int64_t& received) {
   const auto self = static_cast<size_t>(config_.rank);
@@ -285,100 +372,6 @@ void TokenExchange::note_overflow(const ExchangeScratch& scratch) {
       "in "
       "a second collective (time {})",
       shape_.layer, config_.rank, options_.slots, most, bytes_.overflows);
-}
-
-bool TokenExchange::computes(const TokenBatch& batch, int64_t token) const noexcept {
-  if (sends_everything()) return true;
-  if (shape_.shared_rows && config_.ep_rank() == leading_ep_rank()) return true;
-  const auto k = static_cast<size_t>(shape_.top_k);
-  for (const int32_t id : batch.topk_ids.subspan(static_cast<size_t>(token) * k, k)) {
-    if (id >= 0 && batch.id_to_rank[static_cast<size_t>(id)] == config_.ep_rank()) return true;
-  }
-  return false;
-}
-
-// received_ of the owners whose tokens this rank's batch has anyway.
-void TokenExchange::count_held(const TokenBatch& batch, ExchangeScratch& scratch) const {
-  for (size_t rank = 0; rank < scratch.received_.size(); ++rank) {
-    if (!holds(static_cast<int64_t>(rank))) continue;
-    const Slice part = config_.sequence_parallel
-                           ? Slice{0, scratch.own_tokens_}
-                           : part_of_group(scratch.group_tokens_, static_cast<int64_t>(rank));
-    int64_t count = 0;
-    for (long token = part.begin; token < part.end; ++token)
-      count += computes(batch, token) ? 1 : 0;
-    scratch.received_[rank] = count;
-  }
-}
-
-// Copies the tokens into arrays by owner: from messages, or from the own batch.
-void TokenExchange::arrange(const TokenBatch& batch, ExchangeScratch& scratch) const {
-  const auto h = static_cast<size_t>(shape_.hidden_size);
-  const auto k = static_cast<size_t>(shape_.top_k);
-  size_t at = 0;
-  const auto place = [&](const std::byte* payload) {
-    std::memcpy(scratch.hidden_states_.data() + at * h, payload, h * 4);
-    std::memcpy(scratch.topk_ids_.data() + at * k, payload + h * 4, k * 4);
-    std::memcpy(scratch.topk_weights_.data() + at * k, payload + (h + k) * 4, k * 4);
-    ++at;
-  };
-  int64_t first_offset = 0;
-  int64_t rest_offset = 0;
-  for (size_t rank = 0; rank < scratch.received_.size(); ++rank) {
-    const auto owner = static_cast<int64_t>(rank);
-    const bool travelled = moves_tokens() && (sends_everything() || !holds(owner));
-    if (!holds(owner)) {
-      for (int64_t i = 0; i < scratch.received_[rank]; ++i) {
-        place(i < options_.slots
-                  ? scratch.first_receive_.data() + first_offset +
-                        static_cast<int64_t>(sizeof(ExchangeHeader)) + i * payload_bytes()
-                  : scratch.rest_receive_.data() + rest_offset +
-                        (i - options_.slots) * payload_bytes());
-      }
-    } else {
-      const Slice part = config_.sequence_parallel ? Slice{0, scratch.own_tokens_}
-                                                   : part_of_group(scratch.group_tokens_, owner);
-      for (long token = part.begin; token < part.end; ++token) {
-        if (!computes(batch, token)) continue;
-        const auto from = static_cast<size_t>(token);
-        std::copy_n(batch.hidden_states.data() + from * h, h,
-                    scratch.hidden_states_.data() + at * h);
-        for (size_t i = from * k; i < (from + 1) * k; ++i) {
-          const int32_t id = batch.topk_ids[i];
-          const bool computed =
-              id >= 0 && (sends_everything() ||
-                          batch.id_to_rank[static_cast<size_t>(id)] == config_.ep_rank());
-          scratch.topk_ids_[at * k + i - from * k] = computed ? id : -1;
-          scratch.topk_weights_[at * k + i - from * k] = batch.topk_weights[i];
-        }
-        ++at;
-      }
-    }
-    if (!travelled) {
-      first_offset += static_cast<int64_t>(sizeof(ExchangeHeader));
-      continue;
-    }
-    first_offset += message_bytes(true);
-    rest_offset += std::max<int64_t>(0, scratch.received_[rank] - options_.slots) * payload_bytes();
-  }
-}
-
-// Numbers the choices that this rank computes, in order, and counts them by owner.
-void TokenExchange::number_rows(std::span<const int32_t> topk_ids, ExchangeScratch& scratch) const {
-  int32_t row = 0;
-  size_t choice = 0;
-  for (size_t owner = 0; owner < scratch.received_.size(); ++owner) {
-    const int32_t before = row;
-    const auto end = choice + static_cast<size_t>(scratch.received_[owner] * shape_.top_k);
-    for (; choice < end; ++choice) {
-      const int32_t id = topk_ids[choice];
-      const bool computed =
-          id >= 0 && scratch.id_to_rank_[static_cast<size_t>(id)] == config_.ep_rank();
-      scratch.choice_row_[choice] = computed ? row++ : -1;
-    }
-    scratch.rows_[owner] = row - before;
-  }
-  scratch.num_rows_ = row;
 }
 
 }  // namespace gantry

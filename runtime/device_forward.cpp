@@ -33,9 +33,11 @@ DeviceRouting device_routing(const RoutingSpec& spec) {
 }
 
 DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                             DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream)
+                             const DeviceKernelPlan& kernel_plan, DeviceExchange* exchange,
+                             DeviceScratch& scratch, StreamHandle stream)
     : weights_(weights),
       options_(options),
+      kernel_plan_(kernel_plan),
       exchange_(exchange),
       scratch_(scratch),
       stream_(stream),
@@ -46,10 +48,15 @@ void DeviceForward::run(const DeviceMoeInput& input, float* out) {
   if (exchange_ != nullptr) return run_on_ranks(input, out);
   num_tokens_ = input.num_tokens;
   if (num_tokens_ == 0) return;
+  if (scratch_.side != nullptr) fork_shared(input);
   route(input);
   plan(input);
   run_experts(input);
-  run_shared(input);
+  if (scratch_.side != nullptr) {
+    join_shared();
+  } else {
+    run_shared(input);
+  }
   combine(input, out);
 }
 
@@ -60,6 +67,7 @@ void DeviceForward::run_on_ranks(const DeviceMoeInput& input, float* out) {
   if (num_tokens_ > 0) route(input);
   const DispatchedTokens tokens =
       exchange_->dispatch(input, topk_ids_, topk_weights_, scratch_, stream_);
+  after_kernel_ = false;  // the transport
   if (tokens.num_tokens == 0) return;
   DeviceMoeInput computed = input;
   computed.num_tokens = tokens.num_tokens;
@@ -69,6 +77,7 @@ void DeviceForward::run_on_ranks(const DeviceMoeInput& input, float* out) {
   float* partial = exchange_->sums_in_place() ? out : scratch_.partial;
   run_partial(computed, tokens, partial);
   exchange_->reduce(partial, tokens, scratch_, out, stream_);
+  after_kernel_ = false;
   num_tokens_ = input.num_tokens;
   if (num_tokens_ == 0) return;
   if (identity_ != nullptr || spec.output_scale != 1.0F) {
@@ -80,7 +89,7 @@ void DeviceForward::run_on_ranks(const DeviceMoeInput& input, float* out) {
                       .top_k = spec.routing.num_slots(),
                       .n = spec.hidden_size,
                       .out = out},
-                     attributes_, stream_);
+                     attributes_, next());
   }
   normalize(out);
 }
@@ -102,7 +111,7 @@ void DeviceForward::run_partial(const DeviceMoeInput& computed, const Dispatched
                     .top_k = spec.routing.num_slots(),
                     .n = spec.hidden_size,
                     .out = partial},
-                   attributes_, stream_);
+                   attributes_, next());
   if (!runs_shared() || tokens.group_tokens == 0) return;
   const int64_t begin = tokens.group_begin * spec.hidden_size;
   DeviceMoeInput group = computed;
@@ -117,7 +126,30 @@ void DeviceForward::run_partial(const DeviceMoeInput& computed, const Dispatched
                     .top_k = spec.routing.num_slots(),
                     .n = spec.hidden_size,
                     .out = partial + begin},
-                   attributes_, stream_);
+                   attributes_, next());
+}
+
+StreamPlace DeviceForward::next() {
+  const StreamPlace place(stream_, after_kernel_);
+  after_kernel_ = true;
+  return place;
+}
+
+void DeviceForward::fork_shared(const DeviceMoeInput& input) {
+  const StreamHandle own = stream_;
+  Device& device = *weights_.device;
+  device.record(scratch_.fork->handle(), own);
+  device.wait_for(scratch_.fork->handle(), scratch_.side->handle());
+  stream_ = scratch_.side->handle();
+  run_shared(input);
+  device.record(scratch_.join->handle(), stream_);
+  stream_ = own;
+  after_kernel_ = false;  // the fork
+}
+
+void DeviceForward::join_shared() {
+  weights_.device->wait_for(scratch_.join->handle(), stream_);
+  after_kernel_ = false;
 }
 
 void DeviceForward::linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias,
@@ -131,7 +163,7 @@ void DeviceForward::linear(const float* x, const DeviceBuffer& w, const DeviceBu
                    .k = k,
                    .epilogue = epilogue,
                    .softcap = softcap},
-                  attributes_, stream_);
+                  attributes_, next());
 }
 
 void DeviceForward::route(const DeviceMoeInput& input) {
@@ -154,7 +186,7 @@ void DeviceForward::route(const DeviceMoeInput& input) {
                          .k = h,
                          .epsilon = spec.norm_epsilon,
                          .factor = 1.0F / std::sqrt(static_cast<float>(h))},
-                        attributes_, stream_);
+                        attributes_, next());
       seen = scratch_.router_input;
     }
     const bool capped = spec.router_logit_softcap > 0.0F;
@@ -173,7 +205,7 @@ void DeviceForward::route(const DeviceMoeInput& input) {
                   .topk_weights = scratch_.topk_weights,
                   .identity_weights = scratch_.identity,
                   .num_tokens = num_tokens_},
-                 attributes_, stream_);
+                 attributes_, next());
   topk_ids_ = scratch_.topk_ids;
   topk_weights_ = scratch_.topk_weights;
   if (spec.routing.num_zero_experts > 0) identity_ = scratch_.identity;
@@ -182,7 +214,10 @@ void DeviceForward::route(const DeviceMoeInput& input) {
 void DeviceForward::plan(const DeviceMoeInput& input) {
   const DeviceWeights::IdMap& ids = id_map(input);
   const int64_t choices = num_tokens_ * weights_.spec.routing.num_slots();
-  gemm_ = options_.batch_invariant ? 2 : choose_gemm(choices, weights_.num_slots);
+  gemm_ = options_.batch_invariant
+              ? 2
+              : choose_gemm(choices, weights_.num_slots,
+                            kernel_plan_.rows8 ? PrefillKernels::kWgmma : kernel_plan_.prefill);
   plan_ = {.topk_ids = topk_ids_,
            .expert_to_slot = ids.slot.as<int32_t>(),
            .num_choices = choices,
@@ -196,9 +231,9 @@ void DeviceForward::plan(const DeviceMoeInput& input) {
            .totals = scratch_.totals};
   scratch_.last_choices = input.physical_ids ? 0 : choices;
   scratch_.last_ids = topk_ids_;
-  kernels_.count_choices({plan_}, attributes_, stream_);
-  kernels_.scan_counts({plan_}, attributes_, stream_);
-  kernels_.place_choices({plan_}, attributes_, stream_);
+  kernels_.count_choices({plan_}, attributes_, next());
+  kernels_.scan_counts({plan_}, attributes_, next());
+  kernels_.place_choices({plan_}, attributes_, next());
 }
 
 void DeviceForward::run_experts(const DeviceMoeInput& input) {
@@ -209,6 +244,40 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
            spec.expert_hidden_size, spec.hidden_size);
     x = scratch_.expert_input;
   }
+  const ExpertGemm common{
+      .slots = weights_.slots.data(),
+      .slot_stride = weights_.layout.stride_bytes,
+      .tiles = scratch_.tiles,
+      .totals = scratch_.totals,
+      .max_tiles = RowPlan::max_tiles(plan_.num_choices, plan_.num_slots, plan_.tile_rows),
+      .activation = spec.activation};
+  if (kernel_plan_.rows8 && gemm_ == kWgmmaGemm) {
+    run_routed_rows8(common, x);
+  } else {
+    run_routed_rows16(common, x);
+  }
+  if (!spec.has_latent()) return;
+  kernels_.combine({.y = scratch_.y,
+                    .choice_row = scratch_.choice_row,
+                    .topk_ids = topk_ids_,
+                    .id_rank = id_map(input).rank.as<int32_t>(),
+                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+                    .scale = 1.0F,
+                    .num_tokens = num_tokens_,
+                    .top_k = spec.routing.num_slots(),
+                    .n = spec.expert_hidden_size,
+                    .out = scratch_.latent_sum},
+                   attributes_, next());
+  // The projection is linear, so it may be applied to partial sums; its bias is added once.
+  static const DeviceBuffer kNone;
+  linear(scratch_.latent_sum, weights_.latent_out,
+         weights_.parallel.rank == 0 ? weights_.latent_out_bias : kNone, scratch_.base,
+         spec.hidden_size, spec.expert_hidden_size);
+  base_ = scratch_.base;
+}
+
+void DeviceForward::run_routed_rows16(const ExpertGemm& common, const float* x) {
+  const MoeLayerSpec& spec = weights_.spec;
   const DeviceMatrix& w13 = weights_.layout.w13;
   const bool f16 = w13.element == DeviceElement::kF16;
   kernels_.gather({.x = x,
@@ -222,33 +291,56 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
                    .max_rows = RowPlan::max_rows(plan_.num_choices, plan_.num_slots),
                    .f16 = f16,
                    .rows = scratch_.rows},
-                  attributes_, stream_);
-  const ExpertGemm common{
-      .slots = weights_.slots.data(),
-      .slot_stride = weights_.layout.stride_bytes,
-      .tiles = scratch_.tiles,
-      .totals = scratch_.totals,
-      .max_tiles = RowPlan::max_tiles(plan_.num_choices, plan_.num_slots, plan_.tile_rows),
-      .activation = spec.activation};
+                  attributes_, next());
   run_gemms(common, weights_.layout, scratch_.rows, scratch_.intermediate, scratch_.y, gemm_);
-  if (!spec.has_latent()) return;
-  kernels_.combine({.y = scratch_.y,
-                    .choice_row = scratch_.choice_row,
-                    .topk_ids = topk_ids_,
-                    .id_rank = id_map(input).rank.as<int32_t>(),
-                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
-                    .scale = 1.0F,
-                    .num_tokens = num_tokens_,
-                    .top_k = spec.routing.num_slots(),
-                    .n = spec.expert_hidden_size,
-                    .out = scratch_.latent_sum},
-                   attributes_, stream_);
-  // The projection is linear, so it may be applied to partial sums; its bias is added once.
-  static const DeviceBuffer kNone;
-  linear(scratch_.latent_sum, weights_.latent_out,
-         weights_.parallel.rank == 0 ? weights_.latent_out_bias : kNone, scratch_.base,
-         spec.hidden_size, spec.expert_hidden_size);
-  base_ = scratch_.base;
+}
+
+// e4m3 by e4m3: what is between the GEMMs is rounded to bf16 and then quantized, as vLLM does.
+void DeviceForward::run_routed_rows8(const ExpertGemm& common, const float* x) {
+  const MoeLayerSpec& spec = weights_.spec;
+  const DeviceSlotLayout& layout = weights_.layout;
+  const int64_t max_rows = RowPlan::max_rows(plan_.num_choices, plan_.num_slots);
+  QuantizeExpertRows quantize{.x = x,
+                              .row_choice = scratch_.row_choice,
+                              .choice_scale = spec.router_weight_on_input ? topk_weights_ : nullptr,
+                              .top_k = spec.routing.num_slots(),
+                              .totals = scratch_.totals,
+                              .k = layout.w13.k,
+                              .padded_k = layout.w13.padded_k,
+                              .max_rows = max_rows,
+                              .whole_row = kernel_plan_.rows8_whole,
+                              .powers_of_two = kernel_plan_.rows8_powers_of_two,
+                              .codes = scratch_.rows8,
+                              .scales = scratch_.row_scales};
+  kernels_.quantize(quantize, attributes_, next());
+  ExpertGemm first = common;
+  first.bias_offset = layout.b13_offset;
+  first.matrix = layout.w13;
+  first.x8 = scratch_.rows8;
+  first.x_scales = scratch_.row_scales;
+  first.x_groups = quantize.num_groups();
+  first.x_scale_stride = max_rows;
+  first.activated = true;
+  first.rows = scratch_.intermediate;
+  kernels_.gemm_rows8(first, attributes_, next());
+
+  quantize.x = nullptr;
+  quantize.rows = scratch_.intermediate;
+  quantize.k = layout.w2.k;
+  quantize.padded_k = layout.w2.padded_k;
+  quantize.codes = scratch_.intermediate8;
+  quantize.scales = scratch_.intermediate_scales;
+  kernels_.quantize(quantize, attributes_, next());
+  ExpertGemm second = common;
+  second.matrix_offset = layout.w2_offset;
+  second.bias_offset = layout.b2_offset;
+  second.matrix = layout.w2;
+  second.x8 = scratch_.intermediate8;
+  second.x_scales = scratch_.intermediate_scales;
+  second.x_groups = quantize.num_groups();
+  second.x_scale_stride = max_rows;
+  second.y = scratch_.y;
+  kernels_.gemm_rows8(second, attributes_, next());
 }
 
 void DeviceForward::run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout,
@@ -263,14 +355,14 @@ void DeviceForward::run_gemms(const ExpertGemm& common, const DeviceSlotLayout& 
   first.activated = true;
   first.f16 = layout.w2.element == DeviceElement::kF16;
   first.rows = intermediate;
-  kernels_.gemm[static_cast<size_t>(layout.w13.element)][columns](first, attributes_, stream_);
+  kernels_.gemm[static_cast<size_t>(layout.w13.element)][columns](first, attributes_, next());
   ExpertGemm second = common;
   second.matrix_offset = layout.w2_offset;
   second.bias_offset = layout.b2_offset;
   second.matrix = layout.w2;
   second.x = intermediate;
   second.y = y;
-  kernels_.gemm[static_cast<size_t>(layout.w2.element)][columns](second, attributes_, stream_);
+  kernels_.gemm[static_cast<size_t>(layout.w2.element)][columns](second, attributes_, next());
 }
 
 void DeviceForward::run_shared(const DeviceMoeInput& input) {
@@ -284,8 +376,9 @@ void DeviceForward::run_shared(const DeviceMoeInput& input) {
                    .max_rows = align_to(num_tokens_, kTokenTile),
                    .f16 = w13.element == DeviceElement::kF16,
                    .rows = scratch_.shared_rows},
-                  attributes_, stream_);
-  const int columns = options_.batch_invariant ? 2 : choose_gemm(num_tokens_, 1);
+                  attributes_, next());
+  const int columns =
+      options_.batch_invariant ? 2 : choose_gemm(num_tokens_, 1, kernel_plan_.shared);
   const ExpertGemm common{
       .slots = weights_.shared.data(),
       .slot_stride = weights_.shared_layout.stride_bytes,
@@ -319,7 +412,7 @@ void DeviceForward::combine(const DeviceMoeInput& input, float* out) {
                     .top_k = spec.routing.num_slots(),
                     .n = spec.hidden_size,
                     .out = out},
-                   attributes_, stream_);
+                   attributes_, next());
   normalize(out);
 }
 
@@ -333,7 +426,7 @@ void DeviceForward::normalize(float* out) {
                      .k = spec.hidden_size,
                      .epsilon = spec.norm_epsilon,
                      .factor = 1.0F},
-                    attributes_, stream_);
+                    attributes_, next());
 }
 
 }  // namespace gantry

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/device_kernels.h"
 #include "runtime/device_exchange.h"
+#include "runtime/device_kernel_plan.h"
 #include "runtime/device_moe_layer.h"
 #include "runtime/device_scratch.h"
 #include "runtime/device_weights.h"
@@ -16,7 +17,8 @@ class DeviceForward {
  public:
   /// @param exchange null for a single rank
   DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream);
+                const DeviceKernelPlan& kernel_plan, DeviceExchange* exchange,
+                DeviceScratch& scratch, StreamHandle stream);
 
   void run(const DeviceMoeInput& input, float* out);
 
@@ -28,10 +30,17 @@ class DeviceForward {
   void route(const DeviceMoeInput& input);
   void plan(const DeviceMoeInput& input);
   void run_experts(const DeviceMoeInput& input);
+  /// Shared experts go to the workspace's own stream, which begins and ends with this one.
+  void fork_shared(const DeviceMoeInput& input);
+  void join_shared();
   void run_shared(const DeviceMoeInput& input);
+  /// Where the next kernel goes.
+  StreamPlace next();
   void combine(const DeviceMoeInput& input, float* out);
   void linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias, float* y, int64_t n,
               int64_t k, LinearEpilogue epilogue = LinearEpilogue::kNone, float softcap = 0.0F);
+  void run_routed_rows16(const ExpertGemm& common, const float* x);
+  void run_routed_rows8(const ExpertGemm& common, const float* x);
   /// Both GEMMs of one set of slots; `tiles` null: dense rows.
   void run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout, const uint16_t* rows,
                  uint16_t* intermediate, float* y, int columns_index);
@@ -45,9 +54,11 @@ class DeviceForward {
 
   const DeviceWeights& weights_;
   const DeviceMoeOptions& options_;
+  const DeviceKernelPlan& kernel_plan_;
   DeviceExchange* exchange_;
   DeviceScratch& scratch_;
   StreamHandle stream_;
+  bool after_kernel_ = false;
   const DeviceAttributes& attributes_;
   const DeviceKernels& kernels_;
   int64_t num_tokens_ = 0;  // of the step that runs

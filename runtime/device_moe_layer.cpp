@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "kernels/base/log_format.h"
 #include "runtime/device_exchange.h"
 #include "runtime/device_forward.h"
+#include "runtime/device_kernel_plan.h"
 #include "runtime/device_scratch.h"
 #include "runtime/device_weights.h"
 #include "runtime/input_check.h"
@@ -27,7 +29,10 @@ DeviceMoeLayer::DeviceMoeLayer(std::shared_ptr<Device> device, const MoeLayerWei
                                DeviceCommunicator* world)
     : device_(std::move(device)),
       options_(std::move(options)),
-      weights_(std::make_unique<DeviceWeights>(device_, weights, experts, options_.threads)) {
+      weights_(std::make_unique<DeviceWeights>(device_, weights, experts, options_.threads)),
+      plan_(std::make_unique<DeviceKernelPlan>(plan_device_kernels(*weights_, options_))) {
+  log(LogLevel::kInfo, "layer {}: {} (sm_{}): {}", weights_->spec.layer, device_->attributes().name,
+      device_->attributes().compute_capability, plan_->text);
   const ParallelConfig& parallel = weights.parallel;
   if (parallel.world_size() == 1) return;
   GANTRY_CHECK(world != nullptr, ErrorCode::kInvalidArgument,
@@ -44,11 +49,14 @@ int64_t DeviceMoeLayer::weight_bytes() const noexcept {
   return static_cast<int64_t>(weights_->slots.size() + weights_->shared.size());
 }
 
+const std::string& DeviceMoeLayer::kernel_text() const noexcept { return plan_->text; }
+
 DeviceWorkspace DeviceMoeLayer::make_workspace(int64_t max_num_tokens) const {
   GANTRY_CHECK(max_num_tokens > 0, ErrorCode::kInvalidArgument,
                "max_num_tokens: expected at least 1, found {}", max_num_tokens);
   if (exchange_ != nullptr) exchange_->reserve(max_num_tokens);
-  return {std::make_unique<DeviceScratch>(*weights_, max_num_tokens), max_num_tokens};
+  return {std::make_unique<DeviceScratch>(*weights_, options_, *plan_, max_num_tokens),
+          max_num_tokens};
 }
 
 ExchangeBytes DeviceMoeLayer::bytes_moved() const noexcept {
@@ -81,7 +89,7 @@ void DeviceMoeLayer::forward(const DeviceMoeInput& input, DeviceWorkspace& works
     part.topk_ids = from(input.topk_ids, begin * k);
     part.topk_weights = from(input.topk_weights, begin * k);
     part.token_ids = from(input.token_ids, begin);
-    DeviceForward(*weights_, options_, exchange_.get(), *workspace.scratch_, stream)
+    DeviceForward(*weights_, options_, *plan_, exchange_.get(), *workspace.scratch_, stream)
         .run(part, from(out, begin * spec.hidden_size));
   }
 }

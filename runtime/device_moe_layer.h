@@ -15,11 +15,20 @@ namespace gantry GANTRY_API {
 
 struct DeviceWeights;
 struct DeviceScratch;
+struct DeviceKernelPlan;
 class DeviceExchange;
 
 struct DeviceMoeOptions {
   Threads threads;  ///< that pack weights while they are copied to the GPU
   bool skip_shared_experts = false;
+  /// Quantizes the rows of batches with many rows an expert as the checkpoint declares, where the
+  /// device multiplies e4m3 by e4m3 (sm_90a; fp8 per token or per group of 128). Else, and for
+  /// small batches, rows are bf16. What was chosen is logged.
+  bool quantize_rows = false;
+  /// Shared experts on a stream of the workspace, beside the routed ones.
+  bool overlap_shared_experts = true;
+  /// Only kernels that every GPU has, to compare with those of this one.
+  bool generic_kernels = false;
   /// One GEMM kernel whatever the batch, so that a row's bits do not depend on its batch.
   bool batch_invariant = false;
   /// How ranks' sums are added. The same on all ranks.
@@ -111,6 +120,8 @@ class DeviceMoeLayer {
   [[nodiscard]] ExchangeBytes bytes_moved() const noexcept;
   /// Bytes of all weights on the device.
   [[nodiscard]] int64_t weight_bytes() const noexcept;
+  /// "mma.sync; wgmma from 33 rows an expert, e4m3 x e4m3": the kernels, and why not others.
+  [[nodiscard]] const std::string& kernel_text() const noexcept;
 
  private:
   [[nodiscard]] int64_t check_groups(const DeviceMoeInput& input) const;
@@ -118,6 +129,7 @@ class DeviceMoeLayer {
   std::shared_ptr<Device> device_;
   DeviceMoeOptions options_;
   std::unique_ptr<DeviceWeights> weights_;
+  std::unique_ptr<DeviceKernelPlan> plan_;
   std::unique_ptr<DeviceExchange> exchange_;  // null for a single rank
 };
 

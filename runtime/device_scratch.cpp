@@ -5,7 +5,8 @@
 
 namespace gantry {
 
-DeviceScratch::DeviceScratch(const DeviceWeights& weights, int64_t max_num_tokens)
+DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceMoeOptions& options,
+                             const DeviceKernelPlan& plan, int64_t max_num_tokens)
     : max_tokens(max_num_tokens), max_all(max_num_tokens * weights.parallel.dp_size) {
   const MoeLayerSpec& spec = weights.spec;
   const int64_t t = max_tokens;
@@ -51,6 +52,16 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, int64_t max_num_token
   slice(rows, max_rows * weights.layout.w13.padded_k);
   slice(intermediate, max_rows * weights.layout.w13.padded_outputs());
   slice(y, max_rows * he);
+  if (plan.rows8) {
+    const auto groups = [&](int64_t columns) {
+      return plan.rows8_whole ? 1 : ceil_div(columns, int64_t{QuantizeExpertRows::kGroup});
+    };
+    const DeviceMatrix& w13 = weights.layout.w13;
+    slice(rows8, max_rows * w13.padded_k);
+    slice(row_scales, max_rows * groups(w13.padded_k));
+    slice(intermediate8, max_rows * w13.padded_outputs());
+    slice(intermediate_scales, max_rows * groups(w13.padded_outputs()));
+  }
   slice(shared_rows, shared_tokens * weights.shared_layout.w13.padded_k);
   slice(shared_intermediate, shared_tokens * weights.shared_layout.w13.padded_outputs());
   slice(shared_y, shared_tokens * h);
@@ -58,6 +69,11 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, int64_t max_num_token
   slice(host_router_x, t * h);
   slice(host_out, t * h);
   slice(host_token_ids, t);
+  if (shared_tokens > 0 && options.overlap_shared_experts && !options.skip_shared_experts) {
+    side = std::make_unique<OwnedStream>(weights.device);
+    fork = std::make_unique<OwnedEvent>(weights.device);
+    join = std::make_unique<OwnedEvent>(weights.device);
+  }
   memory = DeviceBuffer(weights.device, static_cast<size_t>(end));
   for (const auto& set : slices)
     set();

@@ -6,13 +6,16 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/plan_kernel.h"
+#include "runtime/device_kernel_plan.h"
+#include "runtime/device_moe_layer.h"
 #include "runtime/device_weights.h"
 
 namespace gantry {
 
 /// Where a forward call on a GPU works: slices of one piece of device memory. Internal.
 struct DeviceScratch {
-  DeviceScratch(const DeviceWeights& weights, int64_t max_num_tokens);
+  DeviceScratch(const DeviceWeights& weights, const DeviceMoeOptions& options,
+                const DeviceKernelPlan& plan, int64_t max_num_tokens);
 
   int64_t max_tokens;    ///< T: of a batch, or of a rank's token group
   int64_t max_all;       ///< of all token groups, which a rank may have to compute on
@@ -44,7 +47,15 @@ struct DeviceScratch {
   uint16_t* rows = nullptr;          // [max_rows, padded He]
   uint16_t* intermediate = nullptr;  // [max_rows, padded J]
   float* y = nullptr;                // [max_rows, He]
-  // Shared experts
+  // e4m3 rows, where a plan quantizes them
+  uint8_t* rows8 = nullptr;  // [max_rows, padded He]
+  float* row_scales = nullptr;
+  uint8_t* intermediate8 = nullptr;  // [max_rows, padded J]
+  float* intermediate_scales = nullptr;
+  // Shared experts, on a stream of their own
+  std::unique_ptr<OwnedStream> side;
+  std::unique_ptr<OwnedEvent> fork;
+  std::unique_ptr<OwnedEvent> join;
   uint16_t* shared_rows = nullptr;
   uint16_t* shared_intermediate = nullptr;
   float* shared_y = nullptr;  // [T, H]

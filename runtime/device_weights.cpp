@@ -108,6 +108,7 @@ DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeigh
                              const ExpertMap& experts, const Threads& threads)
     : device(std::move(target)),
       spec(weights.spec),
+      activations(weights.activations),
       parallel(weights.parallel),
       num_slots(weights.num_slots) {
   check_supported(weights);

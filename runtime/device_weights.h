@@ -24,6 +24,7 @@ struct DeviceWeights {
 
   std::shared_ptr<Device> device;
   MoeLayerSpec spec;
+  ActivationScheme activations;  ///< what the checkpoint declares for the routed experts' inputs
   ParallelConfig parallel;
   int64_t num_slots = 0;  ///< L
   DeviceSlotLayout layout;

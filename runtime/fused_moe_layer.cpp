@@ -27,10 +27,15 @@ void check_belongs(const MoeLayerWeights& weights, const ExpertMap& experts) {
 
 void check_exchange(const MoeLayerSpec& spec, const ParallelConfig& parallel,
                     const FusedMoeOptions& options) {
-  if (!options.no_reduce || parallel.world_size() == 1) return;
+  if (parallel.world_size() == 1) return;
+  const std::string infeasible = infeasible_reduction(options.exchange, options.batch_invariant);
+  GANTRY_CHECK(infeasible.empty(), ErrorCode::kUnsupported, "layer {}: reduce 'native': {}",
+               spec.layer, infeasible);
+  if (!options.no_reduce) return;
   const auto check = [&](bool possible, std::string_view why) {
     GANTRY_CHECK(possible, ErrorCode::kUnsupported, "layer {}: no_reduce: {}", spec.layer, why);
   };
+  check(options.exchange.reduce == ReduceOrder::kRank, "reduce 'native' has nothing to add");
   check(options.exchange.combine == CombineOrder::kRank,
         "combine 'ordered' adds at the owner of a token, but nothing is to be added");
   check(options.exchange.kind != ExchangeKind::kAllToAll,

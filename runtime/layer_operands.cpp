@@ -70,7 +70,8 @@ RowQuantizer make_quantizer(const MoeLayerWeights& weights, const RowFormat& for
   }
   quantizer.whole_columns = weights.spec.intermediate_size;
   for (int rank = 0; rank < parallel.tp_size; ++rank) {
-    const Slice slice = split_evenly(quantizer.whole_columns, parallel.tp_size, rank);
+    const Slice slice =
+        split_in_units(quantizer.whole_columns, weights.cut_unit, parallel.tp_size, rank);
     if (rank == parallel.tp_rank()) quantizer.first_column = slice.begin;
     const int64_t group = quantizer.format.group_size;
     const bool cuts_group = rank > 0 && group > 0 && slice.begin % group != 0;

@@ -67,6 +67,7 @@ std::vector<RankResult> run_layer_on_ranks(MoeModel& model, int layer,
     };
     LoadOptions own_load = load_options;
     own_load.threads = share(load_options.threads);
+    own_load.gpu = ranks.device != nullptr;
     begin_phase("load");
     MoeLayerWeights weights =
         loader.load_layer(layer, own, experts, own_load, model.report(), result.load);

@@ -1,15 +1,16 @@
 #pragma once
 
-// Internal: what ranks that are processes tell each other about a layer.
+// What ranks that are processes tell each other about a layer.
 
 #include <span>
 #include <vector>
 
+#include "kernels/base/export.h"
 #include "loader/load_report.h"
 #include "parallel/communicator.h"
 #include "runtime/moe_model.h"
 
-namespace gantry {
+namespace gantry GANTRY_API {
 
 /// Collective: adds to `report` the findings and warnings of other ranks that are not in `before`
 /// (this rank's findings when the layer began), so that all ranks go on or stop together.

@@ -32,8 +32,11 @@ Digest digest_of_map(const ExpertMap& map) {
 }
 
 Digest digest_of_layout(const SlotLayout& layout) {
-  std::string text = fmt::format("{} {} {} {} {}", to_string(layout.dtype), layout.gated,
-                                 layout.bias, layout.static_inputs, layout.stride_bytes);
+  const InputTransforms& transforms = layout.transforms;
+  std::string text =
+      fmt::format("{} {} {} {} {} {} {} {} {}", to_string(layout.dtype), layout.gated, layout.bias,
+                  layout.static_inputs, transforms.order, transforms.factors,
+                  transforms.mid_factors, transforms.mid_order, layout.stride_bytes);
   text += to_string(layout.w13_panels);
   text += to_string(layout.w2_panels);
   return digest_of(std::as_bytes(std::span(text)));
@@ -49,7 +52,7 @@ Buffer<T> copy_of(const Buffer<T>& buffer) {
 // The same weights with other slots. Names every member, so that a new one is not forgotten here.
 MoeLayerWeights with_slots(const MoeLayerWeights& weights, ByteBuffer new_slots,
                            int64_t new_num_slots) {
-  const auto& [spec, parallel, layout, num_slots, activations, slots, router, router_bias,
+  const auto& [spec, parallel, cut_unit, layout, num_slots, activations, slots, router, router_bias,
                correction_bias, per_expert_scale, router_scale, output_norm, hash_table,
                shared_gate, latent_in, latent_out, latent_in_bias, latent_out_bias, shared_layout,
                shared] = weights;
@@ -57,6 +60,7 @@ MoeLayerWeights with_slots(const MoeLayerWeights& weights, ByteBuffer new_slots,
   if (shared.size() > 0) std::memcpy(new_shared.data(), shared.data(), shared.size());
   return {.spec = spec,
           .parallel = parallel,
+          .cut_unit = cut_unit,
           .layout = layout,
           .num_slots = new_num_slots,
           .activations = activations,

@@ -10,10 +10,14 @@
 #include "kernels/base/check.h"
 #include "kernels/base/log.h"
 #include "kernels/ceilings/machine_ceilings.h"
+#include "runtime/moe_model.h"
+#include "tools/balance_options.h"
 #include "tools/bench_case.h"
+#include "tools/bench_device.h"
 #include "tools/bench_ranks.h"
 #include "tools/bench_report.h"
 #include "tools/commands.h"
+#include "tools/device_option.h"
 
 // Times the experts of MoE layers with external routing, next to what the machine could do at most:
 //   ceiling = max(bytes of the touched experts / read bandwidth, flops / peak)
@@ -31,12 +35,17 @@ constexpr double kImpossible = 1.03;
 struct BenchOptions {
   CommonOptions common;
   ParallelOptions parallel;
+  ExchangeOption exchange;
   std::string directory;
   std::string shape = "qwen3-30b-a3b";
   std::string format = "bf16";
   std::vector<int64_t> tokens = {1, 4, 16, 64, 256, 1024, 4096};
   std::vector<std::string> routing = {"uniform"};
   std::string activations;  // empty: as the checkpoint declares
+  DeviceOption device;
+  bool generic_kernels = false;
+  double read_gb = 4.0;
+  std::string cublas = "no";
   std::string output = "md";
   std::string svg;
   std::vector<std::string> peers;
@@ -156,6 +165,70 @@ BenchModel open_model(const BenchOptions& options, bool batch_invariant) {
                                 parse_allowed(options.allow));
 }
 
+// On a GPU: its own ceilings, the same rows.
+int run_device_bench(const BenchOptions& options, const RankSession& ranks) {
+  const ParallelConfig parallel = options.parallel.config();
+  GANTRY_CHECK(parallel.world_size() == 1, ErrorCode::kUnsupported,
+               "bench on a device runs one rank, found {}", describe(parallel));
+  GANTRY_CHECK(options.svg.empty() && options.peers.empty(), ErrorCode::kUnsupported,
+               "bench on a device prints rows: no --svg, --peers");
+  const BenchFormat format =
+      options.common.json ? BenchFormat::kJsonLines : parse_bench_format(options.output);
+  CommonOptions common = options.common;
+  common.quiet = common.quiet || format != BenchFormat::kMarkdown;
+  const Output output(common);
+  const auto device = open_chosen_device(options.device, options.activations, ranks, output);
+  DeviceBenchOptions bench{.shape = options.shape,
+                           .format = options.format,
+                           .directory = options.directory,
+                           .activations = options.activations,
+                           .tokens = options.tokens,
+                           .routing = {},
+                           .rotate_gb = options.rotate_gb,
+                           .seconds = options.seconds,
+                           .batch_invariant = options.batch_invariant,
+                           .generic_kernels = options.generic_kernels,
+                           .seed = options.seed,
+                           .cublas = options.cublas != "no",
+                           .cublas_library = options.cublas == "yes" ? "" : options.cublas,
+                           .allow = parse_allowed(options.allow),
+                           .threads = options.common.make_threads(),
+                           .ceilings = {}};
+  for (const std::string& name : options.routing)
+    bench.routing.push_back(name == "zipf" ? BenchRouting::kZipf : BenchRouting::kUniform);
+  bench.ceilings.read_bytes = static_cast<int64_t>(options.read_gb * 1e9);
+  if (options.device.device.starts_with("emulated")) {  // its times mean nothing
+    bench.ceilings.rounds = 1;
+    bench.ceilings.repeats = 1;
+  }
+  const auto print = [](const std::string& text) {
+    std::fputs((text + "\n").c_str(), stdout);
+    std::fflush(stdout);
+  };
+  const DeviceBenchResult result = bench_on_device(
+      bench, device,
+      [&](const DeviceBenchResult& start) {
+        output.text(fmt::format("kernels: {}", start.kernels));
+        output.text(
+            fmt::format("ceilings: read {:.1f} GB/s, mma.sync bf16 {:.1f}, wgmma bf16 {:.1f}, "
+                        "wgmma e4m3 {:.1f} TFLOP/s\n",
+                        start.ceilings.read_gb_s, start.ceilings.mma_bf16_tflops,
+                        start.ceilings.wgmma_bf16_tflops, start.ceilings.wgmma_e4m3_tflops));
+        if (format != BenchFormat::kJsonLines) print(bench_header(format));
+      },
+      [&](const BenchRow& row) { print(bench_line(row, format)); });
+  const bool emulated = options.device.device.starts_with("emulated");
+  for (const BenchRow& row : result.rows) {
+    if (!emulated && row.of_ceiling > kImpossible) {
+      log_message(LogLevel::kError,
+                  fmt::format("{} tokens: {:.3f} of the ceiling: the measured ceiling is wrong",
+                              row.tokens, row.of_ceiling));
+      return kExitFinding;
+    }
+  }
+  return kExitOk;
+}
+
 // Over several ranks: other rows, and neither ceilings nor plots, which are one machine's.
 int run_rank_bench(const BenchOptions& options, const RankSession& ranks) {
   GANTRY_CHECK(options.svg.empty() && options.peers.empty() && options.output == "md",
@@ -171,13 +244,24 @@ int run_rank_bench(const BenchOptions& options, const RankSession& ranks) {
                               .rotate_gb = options.rotate_gb,
                               .seed = options.seed,
                               .allow = options.allow,
+                              .exchange = options.exchange,
+                              .parallel = options.exchange.config(options.parallel.config()),
+                              .placement = {},
                               .run = {}};
+  std::optional<MoeModel> opened;
+  if (!options.directory.empty()) opened.emplace(options.directory, /*names_only=*/false);
+  over_ranks.placement =
+      placement_of(options.parallel.placement,
+                   opened ? placed_model(opened->config()) : bench_shape_model(options.shape));
   over_ranks.run.threads = options.common.make_threads();
   over_ranks.run.batch_invariant = options.batch_invariant;
   over_ranks.run.avx512_dot = ranks.agreed_avx512_dot();
+  options.exchange.apply(over_ranks.parallel, ranks.world(), /*on_gpu=*/false, over_ranks.run);
   ranks.check_agreement(
-      options.parallel, nullptr,
+      options.parallel, opened ? &opened->checkpoint() : nullptr,
       {{"command", "bench"},
+       {"placement", over_ranks.placement.fingerprint()},
+       {"exchange", options.exchange.text()},
        {"model", options.directory.empty() ? options.shape + " " + options.format : "a checkpoint"},
        {"tokens", fmt::format("{}", fmt::join(options.tokens, ","))},
        {"routing", fmt::format("{}", fmt::join(options.routing, ","))},
@@ -186,7 +270,7 @@ int run_rank_bench(const BenchOptions& options, const RankSession& ranks) {
        {"seconds, gigabytes, seed",
         fmt::format("{} {} {}", options.seconds, options.rotate_gb, options.seed)},
        {"AVX-512 flavour", flavour_name(over_ranks.run.avx512_dot)}});
-  bench_on_ranks(over_ranks, options.parallel, ranks, Output(options.common));
+  bench_on_ranks(over_ranks, ranks, Output(options.common));
   return kExitOk;
 }
 
@@ -195,6 +279,7 @@ int run_bench(const BenchOptions& options, const RankSession& ranks) {
     GANTRY_CHECK(tokens >= 1, ErrorCode::kInvalidArgument,
                  "--tokens: expected at least 1, found {}", tokens);
   }
+  if (!options.device.is_cpu()) return run_device_bench(options, ranks);
   if (options.parallel.config().world_size() > 1) return run_rank_bench(options, ranks);
   std::vector<BenchRow> plotted;
   for (const std::string& path : options.peers) {
@@ -283,6 +368,17 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
       ->check(CLI::IsMember({"uniform", "zipf"}))
       ->capture_default_str();
   add_activation_option(*command, options->activations);
+  add_device_option(*command, options->device);
+  command->add_flag("--generic-kernels", options->generic_kernels,
+                    "on a GPU: only the kernels that every GPU has");
+  command
+      ->add_option("--cublas", options->cublas,
+                   "on a GPU: cuBLAS' grouped GEMMs of the same rows in bf16, as rows of their "
+                   "own: no, yes, or the library's path")
+      ->capture_default_str();
+  command->add_option("--read-gb", options->read_gb, "on a GPU: what its read ceiling reads")
+      ->check(CLI::Range(1e-6, 64.0))
+      ->capture_default_str();
   command->add_flag("--batch-invariant", options->batch_invariant,
                     "only kernels whose rows do not depend on their batch, and what that costs");
   command->add_option("-o,--output", options->output, "md, csv or jsonl")
@@ -304,6 +400,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
   add_allow_option(*command, options->allow);
   add_parallel_options(*command, options->parallel);
   add_launch_options(*command, options->parallel.launch);
+  add_exchange_options(*command, options->exchange);
   add_common_options(*command, options->common);
   command->callback([options, &chosen] {
     chosen = [options] {

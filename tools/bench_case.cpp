@@ -16,8 +16,24 @@
 namespace gantry::cli {
 namespace {
 
+// With one MoE layer.
+MoeModelConfig shape_config(std::string_view name) {
+  std::vector<SynthShape> shapes = synth_shapes();
+  const auto found = std::find_if(shapes.begin(), shapes.end(),
+                                  [&](const SynthShape& s) { return s.name == name; });
+  std::string known;
+  for (const SynthShape& s : shapes)
+    known += (known.empty() ? "" : ", ") + std::string(s.name);
+  GANTRY_CHECK(found != shapes.end(), ErrorCode::kInvalidArgument,
+               "--shape: expected one of {}, found '{}'", known, name);
+  resize(found->config, 1, 0);
+  MoeModelConfig config = read_moe_config(found->config.dump(), "config.json");
+  GANTRY_CHECK(!config.layers.empty(), ErrorCode::kInternal, "shape {} has no MoE layer", name);
+  return config;
+}
+
 MoeLayerWeights make_weights(const MoeLayerSpec& spec, WeightSource& source,
-                             const BenchRank& rank) {
+                             const ExpertMap& experts, const BenchRank& rank) {
   MoeLayerWeights weights;
   weights.spec = spec;
   weights.spec.expert_bias = false;
@@ -26,8 +42,7 @@ MoeLayerWeights make_weights(const MoeLayerSpec& spec, WeightSource& source,
   own.intermediate_size =
       split_evenly(spec.intermediate_size, rank.config.tp_size, rank.config.tp_rank()).size();
   weights.layout = source.layout(own);
-  weights.num_slots = ExpertMap::create(spec.num_experts, rank.config.ep_size, rank.placement)
-                          .num_slots(rank.config.ep_rank());
+  weights.num_slots = experts.num_slots(rank.config.ep_rank());
   weights.slots = ByteBuffer(static_cast<size_t>(weights.num_slots * weights.layout.stride_bytes));
   for (int64_t e = 0; e < weights.num_slots; ++e) {
     std::byte* slot = weights.slots.data() + e * weights.layout.stride_bytes;
@@ -41,13 +56,6 @@ MoeLayerWeights make_weights(const MoeLayerSpec& spec, WeightSource& source,
   weights.spec.routing.num_experts = spec.num_experts;
   weights.spec.routing.top_k = spec.routing.top_k;
   return weights;
-}
-
-std::unique_ptr<FusedMoeLayer> make_layer(MoeLayerWeights weights, const FusedMoeOptions& options,
-                                          const BenchRank& rank) {
-  auto experts = ExpertMap::create(weights.spec.num_experts, rank.config.ep_size, rank.placement);
-  return std::make_unique<FusedMoeLayer>(std::move(weights), std::move(experts), options,
-                                         rank.world);
 }
 
 // What a layer adds to the bytes to rotate over.
@@ -150,21 +158,14 @@ int64_t expert_bytes(const MoeLayerWeights& weights) noexcept {
   return std::min(weights.layout.owned_bytes(), weights.layout.stride_bytes);
 }
 
+PlacedModel bench_shape_model(std::string_view shape) { return placed_model(shape_config(shape)); }
+
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,
                             FusedMoeOptions options, const std::string& activations, uint64_t seed,
                             const BenchRank& rank) {
   const BenchWeightFormat& weights_format = find_bench_format(format);
-  std::vector<SynthShape> shapes = synth_shapes();
-  const auto found = std::find_if(shapes.begin(), shapes.end(),
-                                  [&](const SynthShape& s) { return s.name == shape; });
-  std::string known;
-  for (const SynthShape& s : shapes)
-    known += (known.empty() ? "" : ", ") + std::string(s.name);
-  GANTRY_CHECK(found != shapes.end(), ErrorCode::kInvalidArgument,
-               "--shape: expected one of {}, found '{}'", known, shape);
-  resize(found->config, 1, 0);
-  const MoeModelConfig config = read_moe_config(found->config.dump(), "config.json");
-  GANTRY_CHECK(!config.layers.empty(), ErrorCode::kInternal, "shape {} has no MoE layer", shape);
+  const MoeModelConfig config = shape_config(shape);
+  const MoeLayerSpec& spec = config.layers[0];
   ActivationScheme declared;
   declared.format = weights_format.activations;
   BenchModel model{.shape = std::string(shape),
@@ -174,10 +175,12 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
   options.activations = model.activations.dtype;
   WeightSource source(weights_format, seed + static_cast<uint64_t>(rank.config.rank));
   for (int64_t bytes = 0; bytes < min_bytes;) {
-    MoeLayerWeights weights = make_weights(config.layers[0], source, rank);
+    ExpertMap experts = rank.placement.map_of(spec.layer, spec.num_experts, rank.config.ep_size);
+    MoeLayerWeights weights = make_weights(spec, source, experts, rank);
     weights.activations = declared;
     bytes += counted_bytes(weights, rank);
-    model.layers.push_back(make_layer(std::move(weights), options, rank));
+    model.layers.push_back(std::make_unique<FusedMoeLayer>(std::move(weights), std::move(experts),
+                                                           options, rank.world));
   }
   return model;
 }
@@ -198,17 +201,19 @@ BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
   options.activations = model.activations.dtype;
   LoadOptions load;
   load.threads = options.threads;
+  load.gpu = rank.gpu;
   LoadStats stats;
   int64_t bytes = 0;
   for (const MoeLayerSpec& spec : opened.config().layers) {
     if (bytes >= min_bytes) break;
-    const auto experts = ExpertMap::create(spec.num_experts, rank.config.ep_size, rank.placement);
+    ExpertMap experts = rank.placement.map_of(spec.layer, spec.num_experts, rank.config.ep_size);
     MoeLayerWeights weights =
         loader.load_layer(spec.layer, rank.config, experts, load, opened.report(), stats);
     GANTRY_CHECK(opened.report().ok(), ErrorCode::kFormat, "{}", summarize(opened.report(), 10));
     bytes += counted_bytes(weights, rank);
     model.format = to_string(weights.layout.w13_panels);
-    model.layers.push_back(make_layer(std::move(weights), options, rank));
+    model.layers.push_back(std::make_unique<FusedMoeLayer>(std::move(weights), std::move(experts),
+                                                           options, rank.world));
   }
   GANTRY_CHECK(!model.layers.empty(), ErrorCode::kInvalidArgument, "{}: no MoE layer", directory);
   return model;

@@ -11,6 +11,7 @@
 #include "kernels/base/parallel_for.h"
 #include "loader/layer_weights.h"
 #include "loader/load_report.h"
+#include "loader/placement_file.h"
 #include "runtime/fused_moe_layer.h"
 #include "tools/activation_option.h"
 
@@ -28,13 +29,19 @@ struct BenchModel {
 /// several ranks `min_bytes` are counted in bf16 over all of them, so that each has the same
 /// layers.
 struct BenchRank {
-  ParallelConfig config{};
-  Placement placement = Placement::kLinear;
+  ParallelConfig config {
+    bool gpu = false;  ///< loaded weights are for one: in formats that it reads
+  };
+  ExpertPlacement placement;
   Communicator* world = nullptr;
 };
 
+/// The MoE layer and the experts of a known shape: what a placement file for it counts.
+/// @throws Error kInvalidArgument for a name that does not exist
+PlacedModel bench_shape_model(std::string_view shape);
+
 /// Makes up layers of a known shape in memory (`tools/synth_shapes.h`), as many as give `min_bytes`
-/// of experts.
+/// of experts, each placed as the shape's MoE layer.
 /// @param activations as --activations has it; replaces that of `options`
 /// @throws Error kInvalidArgument for a name or a format that does not exist
 BenchModel make_bench_model(std::string_view shape, std::string_view format, int64_t min_bytes,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include "kernels/base/check.h"
 #include "parallel/digest.h"
@@ -20,6 +21,17 @@ constexpr int kMostCalls = 100000;
 
 double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+// A rank's part of a batch of its token group.
+MoeInput part_of(const BenchBatch& batch, Slice tokens, int64_t hidden, int64_t top_k) {
+  const auto rows = [&](const auto& all, int64_t width) {
+    return std::span(all).subspan(static_cast<size_t>(tokens.begin * width),
+                                  static_cast<size_t>(tokens.size() * width));
+  };
+  return {.hidden_states = rows(batch.hidden_states, hidden),
+          .topk_ids = rows(batch.topk_ids, top_k),
+          .topk_weights = rows(batch.topk_weights, top_k)};
 }
 
 // What one rank measured; all gathered as they lie in memory.
@@ -71,10 +83,23 @@ class RankBench {
         model_.shape, model_.layers.size(), weights->spec.num_experts, model_.format,
         model_.activations.text, describe(rank_.config), options_.run.threads.resolved_count(),
         model_.layers[0]->kernel_name()));
+    const std::string exchange = describe_exchange(
+        options_.exchange, rank_.config, /*on_gpu=*/false, weights->spec.routing.num_slots());
+    const std::string experts = model_.layers[0]->experts().describe();
+    output_->text(exchange);
+    output_->text(fmt::format("experts ({}): {}", rank_.placement.describe(), experts));
+    output_->event("bench_head", {{"shape", model_.shape},
+                                  {"format", model_.format},
+                                  {"tp", rank_.config.tp_size},
+                                  {"ep", rank_.config.ep_size},
+                                  {"dp", rank_.config.dp_size},
+                                  {"exchange", exchange},
+                                  {"placement", rank_.placement.describe()},
+                                  {"experts", experts}});
     output_->text(
         "\n| tokens a group | routing | ms | dispatch | experts | combine | tokens/s in all | "
-        "tokens/s a rank | sent a rank | received a rank |\n"
-        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+        "tokens/s a rank | balancedness | sent a rank | received a rank |\n"
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
   }
 
   void run(int64_t num_tokens, BenchRouting routing) {
@@ -86,14 +111,20 @@ class RankBench {
     std::vector<Workspace> workspaces;
     for (const auto& layer : model_.layers)
       workspaces.push_back(layer->make_workspace(num_tokens));
-    std::vector<float> out(batches[0].hidden_states.size());
+    const auto weights = model_.layers[0]->weights();
+    const int64_t hidden = weights->spec.hidden_size;
+    const Slice tokens = tokens_of_rank(num_tokens);
+    std::vector<float> out(static_cast<size_t>(tokens.size() * hidden));
+    std::vector<int64_t> computed(batches.size());  // (token, expert) pairs of this rank
     const auto forward = [&](size_t call) {
-      const BenchBatch& batch = batches[call % batches.size()];
-      model_.layers[batch.layer]->forward({.hidden_states = batch.hidden_states,
-                                           .topk_ids = batch.topk_ids,
-                                           .topk_weights = batch.topk_weights},
-                                          workspaces[batch.layer], out);
-      return workspaces[batch.layer].last_times();
+      const size_t number = call % batches.size();
+      const BenchBatch& batch = batches[number];
+      Workspace& workspace = workspaces[batch.layer];
+      model_.layers[batch.layer]->forward(
+          part_of(batch, tokens, hidden, weights->spec.routing.num_slots()), workspace, out);
+      const auto slots = workspace.tokens_per_slot();
+      computed[number] = std::accumulate(slots.begin(), slots.end(), int64_t{0});
+      return workspace.last_times();
     };
     for (int call = 0; call < kWarmUpCalls; ++call)
       forward(static_cast<size_t>(call));
@@ -111,7 +142,8 @@ class RankBench {
       sum.experts_us += times.experts_us;
       sum.combine_us += times.combine_us;
     }
-    const Traffic& after = world_->traffic();
+    const Traffic after = world_->traffic();
+    const double balance = balancedness(computed);
     const Digest output = digest_of(std::as_bytes(std::span(out)));
     print(num_tokens, routing,
           {.ms = median(ms),
@@ -121,10 +153,33 @@ class RankBench {
            .bytes_sent = static_cast<double>(after.bytes_sent - before.bytes_sent) / calls,
            .bytes_received =
                static_cast<double>(after.bytes_received - before.bytes_received) / calls,
-           .output = output});
+           .output = output},
+          balance);
   }
 
  private:
+  // Of a token group's tokens.
+  [[nodiscard]] Slice tokens_of_rank(int64_t num_tokens) const {
+    const ParallelConfig& config = rank_.config;
+    if (!config.sequence_parallel) return {0, num_tokens};
+    return split_evenly(num_tokens, config.token_group_size(),
+                        config.rank - config.first_of_token_group());
+  }
+
+  // Sum over the batches of the mean of the EP ranks' tokens / sum of their maxima. Every rank of a
+  // TP group computes the same tokens.
+  [[nodiscard]] double balancedness(const std::vector<int64_t>& computed) const {
+    double means = 0.0;
+    double maxima = 0.0;
+    for (const int64_t own : computed) {
+      const std::vector<int64_t> all = gather_values(*world_, own);
+      means += static_cast<double>(std::accumulate(all.begin(), all.end(), int64_t{0})) /
+               static_cast<double>(all.size());
+      maxima += static_cast<double>(*std::max_element(all.begin(), all.end()));
+    }
+    return maxima > 0.0 ? means / maxima : 1.0;
+  }
+
   // As many calls as take options.seconds on the slowest rank.
   template <typename Forward>
   int agree_on_calls(Forward forward) {
@@ -137,12 +192,14 @@ class RankBench {
                                        static_cast<double>(kMostCalls)));
   }
 
-  void print(int64_t num_tokens, BenchRouting routing, const Measured& own) {
+  void print(int64_t num_tokens, BenchRouting routing, const Measured& own, double balance) {
+    const bool whole_outputs = !rank_.config.sequence_parallel && !options_.run.no_reduce;
     const std::vector<Measured> all = gather_values(*world_, own);
     for (size_t rank = 0; rank < all.size(); ++rank) {
       ParallelConfig other = rank_.config;
       other.rank = static_cast<int>(rank);
-      GANTRY_CHECK(other.dp_rank() != rank_.config.dp_rank() || all[rank].output == own.output,
+      GANTRY_CHECK(!whole_outputs || other.dp_rank() != rank_.config.dp_rank() ||
+                       all[rank].output == own.output,
                    ErrorCode::kInternal,
                    "bench: ranks {} and {} hold the same tokens but differ in the output", rank,
                    world_->rank());
@@ -154,10 +211,10 @@ class RankBench {
     const double sent = largest(all, &Measured::bytes_sent);
     const double received = largest(all, &Measured::bytes_received);
     output_->text(fmt::format(
-        "| {} | {} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.0f} | {:.0f} | {} | {} |", num_tokens,
-        to_string(routing), ms, largest(all, &Measured::dispatch_ms),
+        "| {} | {} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.0f} | {:.0f} | {:.3f} | {} | {} |",
+        num_tokens, to_string(routing), ms, largest(all, &Measured::dispatch_ms),
         largest(all, &Measured::experts_ms), largest(all, &Measured::combine_ms), in_all, a_rank,
-        human_bytes(std::llround(sent)), human_bytes(std::llround(received))));
+        balance, human_bytes(std::llround(sent)), human_bytes(std::llround(received))));
     nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
     for (const Measured& one : all) {
       ranks.push_back({{"ms", one.ms},
@@ -173,6 +230,7 @@ class RankBench {
                                    {"ms_median", ms},
                                    {"tokens_per_s", in_all},
                                    {"tokens_per_s_rank", a_rank},
+                                   {"balancedness", balance},
                                    {"ranks", ranks}});
   }
 
@@ -185,13 +243,11 @@ class RankBench {
 
 }  // namespace
 
-void bench_on_ranks(const RankBenchOptions& options, const ParallelOptions& parallel,
-                    const RankSession& ranks, const Output& output) {
+void bench_on_ranks(const RankBenchOptions& options, const RankSession& ranks,
+                    const Output& output) {
   const auto body = [&](Communicator& world) {
     RankBenchOptions own = options;
-    BenchRank rank{.config = parallel.config(),
-                   .placement = parse_placement(parallel.placement),
-                   .world = &world};
+    BenchRank rank{.config = options.parallel, .placement = options.placement, .world = &world};
     rank.config.rank = world.rank();
     if (ranks.world() == nullptr) {  // threads share the CPUs
       own.run.threads.count =
@@ -207,7 +263,7 @@ void bench_on_ranks(const RankBenchOptions& options, const ParallelOptions& para
   if (ranks.world() != nullptr) {
     body(*ranks.world());
   } else {
-    run_local_ranks(parallel.config().world_size(), body);
+    run_local_ranks(options.parallel.world_size(), body);
   }
 }
 

@@ -15,9 +15,10 @@ namespace {
 
 constexpr float kDeviation = 0.03F;
 constexpr int64_t kCount = int64_t{1} << 22;
+constexpr int8_t kSubScale = 40;  // of two levels
 
 // What real checkpoints of these kinds become in their slots.
-constexpr std::array<BenchWeightFormat, 14> kFormats = {{
+constexpr std::array<BenchWeightFormat, 17> kFormats = {{
     {"bf16", DType::kBF16},
     {"f16", DType::kF16},
     {"f32", DType::kF32},
@@ -40,6 +41,13 @@ constexpr std::array<BenchWeightFormat, 14> kFormats = {{
     {"gptq-asym", DType::kF32, {WeightElement::kInt4, ScaleType::kF16, 128, true}},
     {"mxfp4", DType::kF32, {WeightElement::kE2M1, ScaleType::kE8M0, 32}},
     {"nvfp4", DType::kF32, {WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true}},
+    {"q4_k",
+     DType::kF32,
+     {WeightElement::kUInt4, ScaleType::kInt8, 32, false, false, /*minimums=*/true, 256}},
+    {"q6_k",
+     DType::kF32,
+     {WeightElement::kInt8, ScaleType::kInt8, 16, false, false, /*minimums=*/false, 256}},
+    {"nf4", DType::kF32, {WeightElement::kNF4, ScaleType::kF32, 64}},
 }};
 
 // The scale that gives codes of deviation `code_deviation` that of weights.
@@ -49,10 +57,14 @@ float code_deviation(WeightElement element) {
       return 100.0F;
     case WeightElement::kInt8:
       return 32.0F;
+    case WeightElement::kNF4:
+      return 0.4F;
     default:
       return 2.0F;
   }
 }
+
+float code_mean(WeightElement element) { return element == WeightElement::kUInt4 ? 7.5F : 0.0F; }
 
 uint8_t nearest_code(WeightElement element, float value) {
   uint8_t best = 0;
@@ -83,6 +95,8 @@ void fill_scales(std::byte* section, ScaleType type, int64_t count, float value)
                           static_cast<uint8_t>(127 + std::lround(std::log2(value))));
     case ScaleType::kE4M3:
       return fill_section(section, count, uint8_t{0x38});  // 1.0
+    case ScaleType::kInt8:
+      return fill_section(section, count, kSubScale);
     case ScaleType::kNone:
       return;
   }
@@ -117,7 +131,7 @@ WeightSource::WeightSource(const BenchWeightFormat& format, uint64_t seed)
   const WeightElement element = format.format.element;
   std::array<uint8_t, 4096> drawn{};
   for (uint8_t& code : drawn)
-    code = nearest_code(element, code_deviation(element) * normal(engine_));
+    code = nearest_code(element, code_deviation(element) * normal(engine_) + code_mean(element));
   codes_.resize(kCount);
   for (std::byte& byte : codes_) {
     const uint64_t bits = engine_();
@@ -165,6 +179,13 @@ void WeightSource::fill_coded(const PackedLayout& layout, std::byte* packed) {
     std::byte* data = packed + p * panel.bytes;
     const int64_t values = panel.num_groups * kPanelWidth;
     fill_scales(data + panel.scales, format.scale, values, scale);
+    // Minimums bring codes without a sign back to a mean of zero.
+    if (format.minimums) fill_scales(data + panel.minimums, format.scale, values, 7.5F * scale);
+    const int64_t supers = panel.num_supers * kPanelWidth;
+    fill_scales(data + panel.super_scales, ScaleType::kF16, supers, scale / kSubScale);
+    if (format.minimums) {
+      fill_scales(data + panel.super_minimums, ScaleType::kF16, supers, 7.5F * scale / kSubScale);
+    }
     if (format.zero_points)
       fill_section(data + panel.zeros, values, static_cast<int8_t>(1 - p % 3));
     if (format.output_scale) {

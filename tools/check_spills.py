@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Fails if a GEMM kernel keeps registers in memory: compiles kernels/cuda/gemm_*.cu with ptxas -v.
+"""Fails if a GPU kernel keeps registers in memory, or if ptxas serialised a wgmma kernel: compiles
+kernels/cuda/gemm_*.cu and layer_kernels.cu for every --arch and *_sm90a.cu for 90a, with ptxas -v.
 
-    tools/check_spills.py [--nvcc NVCC] [--arch 80 --arch 90a ...] [--kernels REGEX] [--ptxas-log F]
+    tools/check_spills.py [--nvcc NVCC] [--arch 80 --arch 90a ...] [--kernels REGEX] [--jobs N]
+                          [--list] [--ptxas-log F]
 
---ptxas-log reads what a compiler already said (- for stdin) instead of compiling.
+--ptxas-log reads what a compiler already said (- for stdin) instead of compiling; without a -v log
+only what ptxas says unasked is checked (--unasked). --list prints registers of all kernels.
 """
 import argparse
+import concurrent.futures
 import re
 import subprocess
 import sys
@@ -15,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\S+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
+SERIAL = re.compile(r"wgmma\.mma_async instructions are serialized.*?function '(\S+)'")
 
 
 def parse(log):
@@ -41,18 +46,30 @@ def compile_log(nvcc, source, archs):
     return result.stderr
 
 
+def compile_all(options):
+    folder = ROOT / "kernels/cuda"
+    archs = options.arch or ["80", "90a"]
+    work = [(s, [a]) for a in archs for s in sorted(folder.glob("gemm_*.cu")) + [folder / "layer_kernels.cu"]]
+    if "90a" in archs:
+        work += [(s, ["90a"]) for s in sorted(folder.glob("*_sm90a.cu"))]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        return "".join(pool.map(lambda w: compile_log(options.nvcc, *w), work))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nvcc", default="/usr/local/cuda/bin/nvcc")
     parser.add_argument("--arch", action="append")
-    parser.add_argument("--kernels", default="SkinnyGemm|TiledGemm")
+    parser.add_argument("--kernels", default="")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--unasked", action="store_true")
     parser.add_argument("--ptxas-log")
     options = parser.parse_args()
     if options.ptxas_log:
         log = sys.stdin.read() if options.ptxas_log == "-" else Path(options.ptxas_log).read_text()
     else:
-        sources = sorted((ROOT / "kernels/cuda").glob("gemm_*.cu"))
-        log = "".join(compile_log(options.nvcc, s, options.arch or ["80", "90a"]) for s in sources)
+        log = compile_all(options)
     seen = failed = 0
     for kernel, arch, registers, stack, stores, loads in parse(log):
         if not re.search(options.kernels, kernel):
@@ -60,12 +77,15 @@ def main():
         seen += 1
         bad = stores + loads > 0
         failed += bad
-        if bad:
+        if bad or options.list:
             print(f"{arch} {kernel}: {registers} registers, stack {stack}, spills {stores} + {loads} bytes")
-    if seen == 0:
+    serial = sorted(set(SERIAL.findall(log)))
+    for kernel in serial:
+        print(f"check_spills: ptxas serialised the products of {kernel}")
+    if seen == 0 and not options.unasked:
         sys.exit("check_spills: no kernel found in what ptxas said")
-    print(f"check_spills: {seen} kernels, {failed} with spills")
-    return 1 if failed else 0
+    print(f"check_spills: {seen} kernels, {failed} with spills, {len(serial)} serialised")
+    return 1 if failed or serial else 0
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ std::string DeviceOption::text() const {
 }
 
 void add_device_option(CLI::App& app, DeviceOption& option) {
-  app.add_option(
-         "--device", option.device,
-         "cpu, cuda (of several ranks: the GPU of the local rank), cuda:N, or emulated (the "
-         "GPU's kernels, their threads emulated: slow)")
+  app.add_option("--device", option.device,
+                 "cpu, cuda (of several ranks: the GPU of the local rank), cuda:N, or emulated, "
+                 "emulated:90 (the GPU's kernels, their threads emulated: slow)")
       ->capture_default_str();
   app.add_option("--device-transport", option.transport,
                  "what moves device memory between ranks: nccl, host (through the host's memory, "
@@ -28,8 +27,10 @@ std::shared_ptr<Device> open_chosen_device(const DeviceOption& option,
                                            const std::string& activations, const RankSession& ranks,
                                            const Output& output) {
   if (option.is_cpu()) return nullptr;
-  GANTRY_CHECK(activations.empty() || activations == "bf16", ErrorCode::kInvalidArgument,
-               "--device {}: GPU kernels take bf16 activations, found --activations {}",
+  GANTRY_CHECK(activations.empty() || activations == "bf16" || activations == "scheme",
+               ErrorCode::kInvalidArgument,
+               "--device {}: GPU kernels take bf16 activations, or those of the scheme where they "
+               "are fp8, found --activations {}",
                option.device, activations);
   const bool by_rank = option.device == "cuda" && ranks.world() != nullptr;
   const std::string name = by_rank ? fmt::format("cuda:{}", ranks.local_rank()) : option.device;

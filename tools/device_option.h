@@ -28,6 +28,7 @@ void add_device_option(CLI::App& app, DeviceOption& option);
 /// Opens the device that --device names and says which one it is; null for the CPU. "cuda" is the
 /// GPU of this process' local rank.
 /// @throws Error kCuda if it is not here (exit 3); kInvalidArgument for activations other than bf16
+///         and the scheme's
 std::shared_ptr<Device> open_chosen_device(const DeviceOption& option,
                                            const std::string& activations, const RankSession& ranks,
                                            const Output& output);

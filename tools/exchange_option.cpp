@@ -22,8 +22,8 @@ void add_exchange_options(CLI::App& app, ExchangeOption& option) {
       ->capture_default_str();
   app.add_option(
          "--reduce", option.reduce,
-         "how sums of ranks are added: in rank order, or (native, on GPUs) as the transport "
-         "does it, whose order may change from run to run")
+         "how sums of ranks are added: in rank order, or (native) by MPI's own reduction, on GPUs "
+         "as the transport does it: in an order of its own")
       ->check(CLI::IsMember({"rank", "native"}))
       ->capture_default_str();
   app.add_flag("--no-reduce", option.no_reduce,
@@ -35,6 +35,7 @@ void add_exchange_options(CLI::App& app, ExchangeOption& option) {
 ExchangeOptions ExchangeOption::options() const {
   return {.kind = parse_exchange_kind(exchange),
           .combine = parse_combine_order(combine),
+          .reduce = parse_reduce_order(reduce),
           .slots = slots};
 }
 
@@ -43,14 +44,19 @@ ParallelConfig ExchangeOption::config(ParallelConfig parallel) const {
   return parallel;
 }
 
-void ExchangeOption::apply(const ParallelConfig& parallel, bool on_gpu,
+void ExchangeOption::apply(const ParallelConfig& parallel, const Communicator* world, bool on_gpu,
                            FusedMoeOptions& options) const {
   const auto check = [&](bool possible, std::string_view what) {
     GANTRY_CHECK(possible, ErrorCode::kInvalidArgument, "{}", what);
   };
-  check(reduce == "rank" || on_gpu,
-        "--reduce native: no communicator of host memory has a reduction of its own here; sums of "
-        "ranks are added in rank order, so that every run has the same bits");
+  const bool native = reduce == "native" && parallel.world_size() > 1 && !on_gpu;
+  check(!native || (world != nullptr && world->has_native_reduction()),
+        "--reduce native: ranks that are threads of one process have no reduction of their own; "
+        "start them with mpirun");
+  const std::string infeasible =
+      native ? infeasible_reduction(this->options(), options.batch_invariant) : std::string();
+  check(infeasible.empty(), fmt::format("--reduce native: {}", infeasible));
+  check(!native || !no_reduce, "--reduce native with --no-reduce: there are no sums to add");
   check(!no_reduce || parallel.dp_size == 1,
         "--no-reduce with --dp: the tokens of an engine that dispatches itself are needed, and "
         "this command is none");
@@ -83,11 +89,15 @@ std::string describe_exchange(const ExchangeOption& option, const ParallelConfig
                                   : "in rank order");
   }
   if (option.no_reduce) return "exchange: none (--no-reduce): ranks keep their parts of the sums";
-  const ExchangeChoice choice =
-      choose_exchange(parse_exchange_kind(option.exchange), parallel, top_k);
-  return fmt::format("exchange: {} ({}), {} slots{}; combine {}; sums of ranks in rank order",
+  const ExchangeChoice choice = choose_exchange(parse_exchange_kind(option.exchange), parallel,
+                                                top_k, parse_reduce_order(option.reduce));
+  return fmt::format("exchange: {} ({}), {} slots{}; combine {}; sums of ranks {}",
                      to_string(choice.kind), choice.reason, option.slots,
-                     parallel.sequence_parallel ? ", sequence parallel" : "", option.combine);
+                     parallel.sequence_parallel ? ", sequence parallel" : "", option.combine,
+                     option.reduce == "native"
+                         ? "by MPI's own reduction: bits may differ between numbers of tokens, "
+                           "layouts and versions of MPI, and its messages are not counted"
+                         : "in rank order");
 }
 
 }  // namespace gantry::cli

@@ -22,8 +22,11 @@ struct ExchangeOption {
   [[nodiscard]] ExchangeOptions options() const;
   /// The same ranks with sequence_parallel as asked.
   [[nodiscard]] ParallelConfig config(ParallelConfig parallel) const;
+  /// @param world null where ranks are threads
+  /// @param options whose batch_invariant is set
   /// @throws Error kInvalidArgument naming what cannot be done together, and why
-  void apply(const ParallelConfig& parallel, bool on_gpu, FusedMoeOptions& options) const;
+  void apply(const ParallelConfig& parallel, const Communicator* world, bool on_gpu,
+             FusedMoeOptions& options) const;
   /// All of it, for comparison between ranks.
   [[nodiscard]] std::string text() const;
 };

@@ -103,17 +103,19 @@ Json compressed_tensors_config(const ExportFormat& format, const ModuleNames& pl
           {"version", "0.19.0"}};
 }
 
-// `meta` holds the settings of a quantizer's run; "-:" leaves a module as it is.
+// `meta` holds the settings of a quantizer's run: who wrote the file, and the release whose
+// conventions it follows, which GPTQModel's loader asks for where zero points are stored less one.
+// "-:" leaves a module as it is.
 Json gptqmodel_config(const ExportFormat& format, const ModuleNames& plain_modules) {
   const bool is_awq = format.algorithm == "awq";
   const char* layout = is_awq ? "gemm" : "gptq";
   Json config = {{"bits", bits_of(format.matrix.quantization.element)},
                  {"checkpoint_format", layout},
-                 {"desc_act", false},
+                 {"desc_act", format.desc_act},
                  {"format", layout},
                  {"group_size", format.matrix.quantization.group},
                  {"lm_head", false},
-                 {"meta", {{"quantizer", Json::array({"gantry"})}}},
+                 {"meta", {{"quantizer", Json::array({"gantry", "gptqmodel:7.7.0"})}}},
                  {"method", format.algorithm},
                  {"pack_dtype", "int32"},
                  {"quant_method", format.algorithm}};
@@ -121,10 +123,11 @@ Json gptqmodel_config(const ExportFormat& format, const ModuleNames& plain_modul
   if (is_awq) {
     config["version"] = "gemm";
     config["zero_point"] = true;
+    // What AutoAWQ's readers look at; GPTQModel's own loader takes the list below alone.
     if (!rest.empty()) config["modules_to_not_convert"] = rest;
-    return config;
+  } else {
+    config["sym"] = !format.matrix.quantization.zero_points;
   }
-  config["sym"] = !format.matrix.quantization.zero_points;
   for (const std::string& module : rest)
     config["dynamic"]["-:" + escaped(module)] = Json::object();
   return config;

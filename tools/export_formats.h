@@ -40,6 +40,7 @@ struct ExportFormat {
   /// keep gate's alone.
   bool share_gate_up = false;
   ExportActivations activations = ExportActivations::kNone;
+  bool desc_act = false;  ///< GPTQ: columns are in groups in the order of activations (g_idx)
   /// What the config calls it: compressed-tensors' format, ModelOpt's algorithm, GPTQModel's
   /// method.
   std::string_view algorithm = {};

@@ -7,6 +7,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "loader/encoded_job.h"
+#include "loader/encodings/bnb_scales.h"
 #include "loader/encodings/encoded_matrix.h"
 #include "loader/encodings/matrix_structure.h"
 #include "loader/encodings/scale_grid.h"
@@ -16,7 +17,7 @@ namespace gantry::cli {
 namespace {
 
 // What stands beside codes, or holds them, in the checkpoints that are read.
-constexpr std::array<std::string_view, 15> kSuffixes = {"weight_packed",
+constexpr std::array<std::string_view, 23> kSuffixes = {"weight_packed",
                                                         "weight_scale",
                                                         "weight_scale_inv",
                                                         "weight_scale_2",
@@ -30,14 +31,27 @@ constexpr std::array<std::string_view, 15> kSuffixes = {"weight_packed",
                                                         "g_idx",
                                                         "input_scale",
                                                         "input_global_scale",
-                                                        "pre_quant_scale"};
+                                                        "pre_quant_scale",
+                                                        "weight.absmax",
+                                                        "weight.quant_map",
+                                                        "weight.nested_absmax",
+                                                        "weight.nested_quant_map",
+                                                        "weight.quant_state.bitsandbytes__nf4",
+                                                        "weight.quant_state.bitsandbytes__fp4",
+                                                        "SCB",
+                                                        "weight_format"};
 
 bool is_embedding(std::string_view name) {
   return name.find("embed") != std::string_view::npos || name.ends_with("wte");
 }
 
-// "a.b.weight" -> {"a.b", "weight"}
+// "a.b.weight" -> {"a.b", "weight"}; "a.b.weight.absmax" -> {"a.b", "weight.absmax"}
 std::pair<std::string_view, std::string_view> split(std::string_view name) {
+  for (const std::string_view suffix : kSuffixes) {
+    if (suffix.find('.') == std::string_view::npos || !name.ends_with(suffix)) continue;
+    const size_t dot = name.size() - suffix.size() - 1;
+    if (dot < name.size() && name[dot] == '.') return {name.substr(0, dot), suffix};
+  }
   const size_t dot = name.rfind('.');
   if (dot == std::string_view::npos) return {name, {}};
   return {name.substr(0, dot), name.substr(dot + 1)};
@@ -121,6 +135,10 @@ MatrixSize linear_size(const Checkpoint& checkpoint, const LinearModule& module)
     int64_t size[2];
     std::memcpy(size, tensor.data, sizeof(size));
     return {size[0], size[1]};
+  }
+  if (module.tensors.contains("weight.absmax")) {
+    std::vector<std::vector<std::byte>> storage;
+    return declared_bnb_size(read_tensors(checkpoint, module, storage));
   }
   const bool packs = module.tensors.contains("weight_packed");
   if (module.tensors.contains("weight") || packs) {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "kernels/base/check.h"
 #include "tools/commands.h"
@@ -37,7 +38,8 @@ std::string fingerprint(const QuantizeCommand& command, const Checkpoint& checkp
   }
   std::sort(files.begin() + 1, files.end());
   return fmt::format("quantize 1 {} {} {} {} {} include {} ignore {} {}", command.request.format,
-                     command.request.group_size, command.method, command.act_order, command.damping,
+                     command.request.group_size, command.method,
+                     command.act_order + 2 * command.request.desc_act, command.damping,
                      fmt::join(command.request.include, "|"),
                      fmt::join(command.request.ignore, "|"), fingerprint_files(files));
 }
@@ -61,6 +63,8 @@ int run_quantize_command(const QuantizeCommand& command) {
                               model.report().findings().size()));
     return kExitFinding;
   }
+  GANTRY_CHECK(!command.request.desc_act || command.method == "gptq", ErrorCode::kInvalidArgument,
+               "--desc-act: expected --method gptq, found {}", command.method);
   const QuantizePlan plan = plan_quantize(model, command.request);
   QuantizeRun run{.directory = command.output,
                   .shard_bytes = command.write.shard_bytes,
@@ -70,17 +74,20 @@ int run_quantize_command(const QuantizeCommand& command) {
                   .threads = command.common.make_threads(),
                   .ranges = {},
                   .hessians = nullptr,
+                  .awq = nullptr,
                   .progress = {}};
   if (!command.stats.empty()) run.ranges = InputRanges::read(command.stats, model.config());
-  StatsHessians hessians(
-      command.stats, {.damping = command.damping,
-                      .order = command.act_order ? GptqOrder::kByActivation : GptqOrder::kInOrder});
-  if (command.method == "gptq") {
-    GANTRY_CHECK(!command.stats.empty(), ErrorCode::kInvalidArgument,
-                 "--method gptq: expected --stats of gantry calibrate --hessians");
-    run.hessians = &hessians;
-  }
+  StatsHessians hessians(command.stats, {.damping = command.damping,
+                                         .order = command.act_order || command.request.desc_act
+                                                      ? GptqOrder::kByActivation
+                                                      : GptqOrder::kInOrder});
+  GANTRY_CHECK(command.method == "rtn" || !command.stats.empty(), ErrorCode::kInvalidArgument,
+               "--method {}: expected --stats of gantry calibrate --hessians", command.method);
   const auto start = std::chrono::steady_clock::now();
+  if (command.method == "gptq") run.hessians = &hessians;
+  std::optional<AwqScaling> awq;
+  if (command.method == "awq")
+    run.awq = &awq.emplace(model, plan, hessians, command.stats, run.threads);
   QuantizeResult result;
   {
     ProgressMeter progress("quantize", plan.source_bytes, command.common);
@@ -125,12 +132,14 @@ void add_quantize_command(CLI::App& app, std::function<int()>& chosen) {
                    "inputs of one scale of integers (0: the format's own)")
       ->check(CLI::Range(0, 65536));
   command->add_option("--method", options->method, "how codes are chosen")
-      ->check(CLI::IsMember({"rtn", "gptq"}))
+      ->check(CLI::IsMember({"rtn", "gptq", "awq"}))
       ->capture_default_str();
   command->add_option("--stats", options->stats,
-                      "what gantry calibrate wrote: for static input scales and gptq");
+                      "what gantry calibrate wrote: for static input scales, gptq and awq");
   command->add_flag("--act-order", options->act_order,
                     "gptq: columns by descending activation, scales chosen beforehand");
+  command->add_flag("--desc-act", options->request.desc_act,
+                    "gptq: the same order, with groups of columns in it (g_idx)");
   command->add_option("--damping", options->damping, "gptq: share of the mean diagonal")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();

@@ -70,6 +70,12 @@ class Planner {
     plan_.format = find_export_format(request.format, family_.name, request.group_size);
     GANTRY_CHECK(plan_.format.quantized(), ErrorCode::kInvalidArgument,
                  "--format: expected a quantized format, found '{}'", request.format);
+    plan_.format.desc_act = request.desc_act;
+    GANTRY_CHECK(
+        !request.desc_act || plan_.format.matrix.find(ExportRole::kGroupIndex) != nullptr,
+        ErrorCode::kInvalidArgument,
+        "--desc-act: {} has no g_idx to say which group a column is in; --act-order needs none",
+        request.format);
     const auto declared = model.config().declared_dtype;
     if (declared && is_plain_float(*declared)) plan_.plain_dtype = *declared;
   }

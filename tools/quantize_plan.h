@@ -21,6 +21,7 @@ struct QuantizeRequest {
   std::vector<std::string> include =
       {};                                ///< further linear layers; wildcards, or "re:" and a regex
   std::vector<std::string> ignore = {};  ///< modules that are not quantized
+  bool desc_act = false;  ///< GPTQ: groups in the order of activations, kept in a g_idx
 };
 
 /// One expert's matrix in the new checkpoint.

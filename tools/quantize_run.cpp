@@ -10,6 +10,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
+#include "kernels/quant/awq.h"
 #include "kernels/quant/gptq_weights.h"
 #include "loader/carried_files.h"
 #include "loader/encodings/quant_config.h"
@@ -27,6 +28,12 @@ struct Matrix {
   const MatrixPlan* plan = nullptr;
   MatrixSize size;
   std::vector<float> weights;
+};
+
+// What is known of the inputs of an expert's matrices, for AWQ.
+struct AwqInputs {
+  std::span<const float> scales;   // [in]
+  std::span<const float> hessian;  // [in, in], or empty: no sample
 };
 
 class Runner {
@@ -76,14 +83,15 @@ class Runner {
       writer_.write_text(name, text);
   }
 
-  // Of a job with GPTQ: a Hessian, and what making its factors takes (GptqHessian).
+  // Of a job with GPTQ: a Hessian, and what making its factors takes (GptqHessian). With AWQ two
+  // Hessians as they are and in panels, and trials of one matrix (scaled, codes, difference).
   [[nodiscard]] int64_t hessian_bytes() const {
     int64_t largest = 0;
-    if (run_.hessians == nullptr) return 0;
+    if (run_.hessians == nullptr && run_.awq == nullptr) return 0;
     for (const ExpertPlan& expert : plan_.experts) {
       for (const MatrixPlan& matrix : expert.matrices) {
-        const int64_t in = part_size(matrix.part, *expert.spec).in;
-        largest = std::max(largest, 16 * in * in);
+        const auto [out, in] = part_size(matrix.part, *expert.spec);
+        largest = std::max(largest, 16 * in * in + (run_.awq == nullptr ? 0 : 16 * out * in));
       }
     }
     return largest;
@@ -109,7 +117,7 @@ class Runner {
     }
     std::vector<Chunk> chunks;
     for (const CheckpointTensor* tensor : tensors) {
-      if (writer_.is_kept(tensor->info.name)) continue;
+      if (writer_.is_kept(tensor->info.name) || copy_scaled(*tensor)) continue;
       const int64_t total = tensor->info.num_bytes();
       for (int64_t begin = 0; begin < total; begin += kCopyBytes)
         chunks.push_back({tensor, begin, std::min(kCopyBytes, total - begin)});
@@ -124,6 +132,35 @@ class Runner {
     });
   }
 
+  // A tensor that takes up AWQ's scales of hidden states, or their inverse; false: it does not.
+  bool copy_scaled(const CheckpointTensor& tensor) {
+    const std::vector<float> factors = factors_of(tensor.info.name);
+    if (factors.empty()) return false;
+    const TensorInfo& info = tensor.info;
+    GANTRY_CHECK(is_plain_float(info.dtype) && !info.shape.empty() &&
+                     info.shape.back() == static_cast<int64_t>(factors.size()),
+                 ErrorCode::kFormat, "{}: expected floats [.., {}], found {}", info.name,
+                 factors.size(), describe(info));
+    Bytes data(static_cast<size_t>(info.num_bytes()));
+    model_.checkpoint().files()[static_cast<size_t>(tensor.file)].read(info.begin, data.data(),
+                                                                       info.num_bytes());
+    read_bytes(info.num_bytes());
+    std::vector<float> values(static_cast<size_t>(info.num_elements()));
+    convert_to_f32(data.data(), info.dtype, info.num_elements(), values.data());
+    values = scale_columns(values, factors);
+    convert_from_f32(values.data(), info.num_elements(), info.dtype, data.data());
+    const int64_t bad = find_non_finite(data.data(), info.dtype, info.num_elements());
+    GANTRY_CHECK(bad < 0, ErrorCode::kUnsupported,
+                 "{}: element {} is too large for {} times AWQ's scale", info.name, bad,
+                 to_string(info.dtype));
+    writer_.write(info.name, 0, data);
+    return true;
+  }
+
+  [[nodiscard]] std::vector<float> factors_of(const std::string& tensor) const {
+    return run_.awq == nullptr ? std::vector<float>() : run_.awq->factors_of(tensor);
+  }
+
   // ---- other linear layers -------------------------------------------------------------------
 
   void run_linear(const LinearPlan& linear) {
@@ -133,24 +170,28 @@ class Runner {
     if (!linear.quantized) {
       const std::string weight = name + ".weight";
       if (writer_.is_kept(weight)) return;
-      const std::vector<float> weights = read_linear(model_.checkpoint(), linear.module);
-      read_bytes(linear.module.bytes());
-      write_plain(weight, 0, weights);
+      write_plain(weight, 0, read_module(linear.module));
       return;
     }
     std::vector<std::string> names;
     for (const ExportTensor& tensor : plan_.format.matrix.tensors)
       names.push_back(fmt::format("{}.{}", name, tensor.suffix));
     if (all_kept(names)) return;
-    const std::vector<float> weights = read_linear(model_.checkpoint(), linear.module);
-    read_bytes(linear.module.bytes());
+    const std::vector<float> weights = read_module(linear.module);
     check_finite(weights, in, name);
-    const QuantizedWeights quantized = quantize(weights, linear.size, 0.0F, name, nullptr);
+    const QuantizedWeights quantized = quantize(weights, linear.size, 0.0F, name, nullptr, nullptr);
     for (size_t t = 0; t < names.size(); ++t) {
       write_new(names[t], 0,
                 export_bytes(plan_.format.matrix, plan_.format.matrix.tensors[t], quantized,
                              assumed_hidden_amax(in)));
     }
+  }
+
+  std::vector<float> read_module(const LinearModule& module) {
+    std::vector<float> weights = read_linear(model_.checkpoint(), module);
+    read_bytes(module.bytes());
+    const std::vector<float> factors = factors_of(module.tensors.begin()->second->info.name);
+    return factors.empty() ? weights : scale_columns(weights, factors);
   }
 
   // ---- experts -------------------------------------------------------------------------------
@@ -162,6 +203,7 @@ class Runner {
       if (!matrix.bias_name.empty()) names.push_back(matrix.bias_name);
     }
     if (all_kept(names)) return;
+    if (run_.awq != nullptr) return run_awq_expert(expert);
     std::vector<Matrix> inner;  // w1 and w3
     float gate_norm = 1.0F;
     float up_norm = 1.0F;
@@ -172,7 +214,7 @@ class Runner {
         inner.clear();
         const float amax = run_.ranges.amax(expert.spec->layer, /*down=*/true)
                                .value_or(assumed_down_amax(gate_norm, up_norm));
-        write_matrices(expert, std::span(&matrix, 1), amax);
+        write_matrices(expert, std::span(&matrix, 1), amax, nullptr);
         continue;
       }
       if (needs_assumed(expert.spec->layer))
@@ -189,7 +231,53 @@ class Runner {
   void write_inner(const ExpertPlan& expert, const std::vector<Matrix>& inner) {
     const float amax = run_.ranges.amax(expert.spec->layer, /*down=*/false)
                            .value_or(assumed_hidden_amax(inner[0].size.in));
-    write_matrices(expert, inner, amax);
+    write_matrices(expert, inner, amax, nullptr);
+  }
+
+  // With scales that AWQ takes out of the experts' inputs: of w1's and w3's into the norm, of w2's
+  // into the rows of w3.
+  void run_awq_expert(const ExpertPlan& expert) {
+    const AwqScaling& awq = *run_.awq;
+    const MoeLayerSpec& spec = *expert.spec;
+    std::vector<Matrix> matrices;
+    for (const MatrixPlan& plan : expert.matrices)
+      matrices.push_back(read(expert, plan));
+    Matrix& w2 = matrices.back();
+    const std::vector<float> down = awq.hessians().read(spec, expert.expert, /*down=*/true);
+    const std::vector<float> down_scales = awq.down_scales(spec, w2.weights, down);
+    const std::vector<float>& input_scales = awq.input_scales(spec.layer);
+    const std::span<Matrix> inner = std::span(matrices).first(matrices.size() - 1);
+    for (Matrix& matrix : inner)
+      matrix.weights = scale_columns(matrix.weights, input_scales);
+    if (spec.gated()) {
+      std::vector<float>& w3 = inner.back().weights;
+      for (size_t i = 0; i < w3.size(); ++i)
+        w3[i] /= down_scales[i / input_scales.size()];
+    }
+    w2.weights = scale_columns(w2.weights, down_scales);
+    const auto amax_of = [&](bool is_down, float scaled, float assumed) {
+      if (scaled > 0.0F) return scaled;
+      return run_.ranges.amax(spec.layer, is_down).value_or(assumed);
+    };
+    const std::vector<float> hessian = awq.hessians().read(spec, expert.expert, /*down=*/false);
+    const AwqInputs gate_up_inputs{input_scales, hessian};
+    write_matrices(
+        expert, inner,
+        amax_of(false, awq.gate_up_amax(spec.layer), assumed_hidden_amax(spec.hidden_size)),
+        &gate_up_inputs);
+    const AwqInputs down_inputs{down_scales, down};
+    const float amax = plan_.format.static_inputs() && !down.empty()
+                           ? awq.down_amax(spec, expert.expert, down_scales)
+                           : 0.0F;
+    write_matrices(expert, std::span(&w2, 1), amax_of(true, amax, assumed_down(matrices)),
+                   &down_inputs);
+  }
+
+  [[nodiscard]] static float assumed_down(std::span<const Matrix> matrices) {
+    const auto norm = [](const Matrix& matrix) {
+      return largest_row_norm(matrix.weights, matrix.size.in);
+    };
+    return assumed_down_amax(norm(matrices[0]), matrices.size() > 2 ? norm(matrices[1]) : 1.0F);
   }
 
   Matrix read(const ExpertPlan& expert, const MatrixPlan& plan) {
@@ -213,8 +301,8 @@ class Runner {
                                                    : size.out * size.in * size_of(info.dtype);
   }
 
-  void write_matrices(const ExpertPlan& expert, std::span<const Matrix> matrices,
-                      float input_amax) {
+  void write_matrices(const ExpertPlan& expert, std::span<const Matrix> matrices, float input_amax,
+                      const AwqInputs* awq) {
     float shared = 0.0F;
     if (plan_.format.share_gate_up) {
       for (const Matrix& matrix : matrices)
@@ -232,20 +320,24 @@ class Runner {
           run_.hessians == nullptr
               ? nullptr
               : run_.hessians->factors(*expert.spec, expert.expert, matrix.plan->part == Part::kW2);
-      quantized.push_back(quantize(matrix.weights, matrix.size, shared, name, hessian.get()));
+      quantized.push_back(quantize(matrix.weights, matrix.size, shared, name, hessian.get(), awq));
       if (!plan_.format.stacked) write_quantized(*matrix.plan, quantized.back(), input_amax);
     }
     if (plan_.format.stacked) write_stacked(expert, matrices, quantized, input_amax);
   }
 
   QuantizedWeights quantize(const std::vector<float>& weights, const MatrixSize& size, float shared,
-                            const std::string& name, const GptqHessian* hessian) const {
+                            const std::string& name, const GptqHessian* hessian,
+                            const AwqInputs* awq) const {
     const WeightQuantization& quantization = plan_.format.matrix.quantization;
     try {
+      if (awq != nullptr && !awq->hessian.empty())
+        return awq_weights(quantization, weights, size.out, awq->scales, awq->hessian, shared);
       if (hessian == nullptr)
         return quantize_weights(quantization, weights, size.out, size.in, shared);
       const Threads one{.count = 1, .executor = {}};  // experts are quantized side by side
-      return gptq_weights(quantization, weights, size.out, *hessian, shared, one);
+      return gptq_weights(quantization, weights, size.out, *hessian, shared, one,
+                          plan_.format.desc_act);
     } catch (const Error& error) {
       fail(error.code(), "{}: {}", name, error.what());
     }
@@ -356,7 +448,8 @@ void warn_of_statistics(const MoeModel& model, const QuantizePlan& plan, const Q
         "for hidden states behind an RMS norm",
         plan.format.name);
   }
-  if (!plan.format.static_inputs() && run.hessians == nullptr) return;
+  const bool calibrated_codes = run.hessians != nullptr || run.awq != nullptr;
+  if (!plan.format.static_inputs() && !calibrated_codes) return;
   for (const MoeLayerSpec& spec : model.config().layers) {
     const std::vector<int> experts = ranges.uncalibrated(spec.layer);
     if (experts.empty()) continue;
@@ -366,7 +459,7 @@ void warn_of_statistics(const MoeModel& model, const QuantizePlan& plan, const Q
                      ? "; their input scales are those of the layer"
                      : "; their input scales are assumed from the weights";
     }
-    if (run.hessians != nullptr) instead += "; their weights are rounded to nearest";
+    if (calibrated_codes) instead += "; their weights are rounded to nearest";
     log(LogLevel::kWarn, "layer {}: experts without calibration tokens: {}{}", spec.layer,
         fmt::join(experts, ", "), instead);
   }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/base/parallel_for.h"
+#include "tools/awq_scaling.h"
 #include "tools/input_ranges.h"
 #include "tools/quantize_plan.h"
 #include "tools/stats_hessians.h"
@@ -20,7 +21,8 @@ struct QuantizeRun {
   std::string fingerprint;  ///< of the request and the source files
   Threads threads;
   InputRanges ranges;
-  StatsHessians* hessians = nullptr;            ///< of GPTQ; null: round to nearest
+  StatsHessians* hessians = nullptr;            ///< of GPTQ; null: round to nearest, or AWQ
+  const AwqScaling* awq = nullptr;              ///< of AWQ; not with `hessians`
   std::function<void(int64_t bytes)> progress;  ///< bytes of the source; by several threads
 };
 
@@ -30,9 +32,9 @@ struct QuantizeResult {
   int64_t bytes_kept = 0;  ///< of a run before, with resume
 };
 
-/// Writes the checkpoint: experts by round-to-nearest or GPTQ, other layers that are quantized by
-/// round-to-nearest, the rest as it is, config.json, and the source's other files (tokenizer, code,
-/// licence). It appears under its name when it is whole (CheckpointWriter).
+/// Writes the checkpoint: experts by round-to-nearest, GPTQ or AWQ, other layers that are quantized
+/// by round-to-nearest, the rest as it is, config.json, and the source's other files (tokenizer,
+/// code, licence). It appears under its name when it is whole (CheckpointWriter).
 ///
 /// Every expert (and every other matrix) is a job of its own: read, brought to f32, quantized,
 /// packed, written. As many run at once as threads and memory allow.

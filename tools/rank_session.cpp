@@ -17,6 +17,7 @@
 #include "loader/checkpoint_agreement.h"
 #include "parallel/rank_vote.h"
 #include "tools/current_work.h"
+#include "tools/launcher_guard.h"
 #include "tools/watchdog.h"
 
 namespace gantry::cli {
@@ -116,17 +117,20 @@ void RankSession::start(ParallelOptions& parallel, CommonOptions& common) {
   choose_sizes(parallel, world);
   GANTRY_CHECK(MpiSession::available(), ErrorCode::kUnsupported,
                "{}, but this gantry was built without MPI", world.describe());
+  const std::string reason = world.reason_not_joined();
+  GANTRY_CHECK(reason.empty(), ErrorCode::kInvalidArgument, "{}", reason);
   note_work("start-up", -1);
   {
+    const LauncherGuard guard(world.rank);
     const Watchdog watchdog(lasts_longer_than(communicator_options_.timeout, "starting MPI"),
                             kExitEnvironment);
     mpi_ = std::make_unique<MpiSession>();
   }
-  GANTRY_CHECK(mpi_->rank() == world.rank && mpi_->size() == world.size,
-               ErrorCode::kInvalidArgument,
-               "the launcher says {}, but MPI started as rank {} of {}: start with mpirun, or with "
-               "srun --mpi=pmix",
-               world.describe(), mpi_->rank(), mpi_->size());
+  GANTRY_CHECK(
+      mpi_->rank() == world.rank && mpi_->size() == world.size, ErrorCode::kInvalidArgument,
+      "the launcher says {}, but MPI started as rank {} of {}: it is not a launcher of this "
+      "gantry's MPI; start with its mpirun, or with srun --mpi=pmix",
+      world.describe(), mpi_->rank(), mpi_->size());
   world_ = mpi_->make_world(communicator_options_);
   note_communicator(world_.get());
   stall_watchdog_ = std::make_unique<Watchdog>(stands_still(*world_, communicator_options_.timeout),
@@ -172,10 +176,11 @@ void RankSession::check_agreement(const ParallelOptions& parallel, const Checkpo
                                   std::vector<AgreementItem> more) const {
   if (!world_) return;
   note_work("start-up agreement", -1);
-  std::vector<AgreementItem> items = {
-      {"version", GANTRY_VERSION},         {"tp", std::to_string(parallel.tp)},
-      {"ep", std::to_string(parallel.ep)}, {"dp", std::to_string(parallel.dp)},
-      {"placement", parallel.placement},   {"instruction sets", to_string(host_isas())}};
+  std::vector<AgreementItem> items = {{"version", GANTRY_VERSION},
+                                      {"tp", std::to_string(parallel.tp)},
+                                      {"ep", std::to_string(parallel.ep)},
+                                      {"dp", std::to_string(parallel.dp)},
+                                      {"instruction sets", to_string(host_isas())}};
   if (checkpoint != nullptr) {
     for (AgreementItem& item : checkpoint_items(*checkpoint))
       items.push_back(std::move(item));

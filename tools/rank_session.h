@@ -60,7 +60,7 @@ class RankSession {
   [[nodiscard]] Avx512Dot agreed_avx512_dot() const;
 
   /// Makes sure that all ranks run the same build with the same sizes on the same checkpoint, and
-  /// the same `more`.
+  /// the same `more` (a placement by its fingerprint, as paths say nothing).
   /// @throws Error kInvalidArgument naming the ranks and what differs
   void check_agreement(const ParallelOptions& parallel, const Checkpoint* checkpoint,
                        std::vector<AgreementItem> more) const;

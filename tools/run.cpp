@@ -199,11 +199,12 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   FusedMoeOptions run;
   run.threads = load.threads;
   const ActivationChoice activations = choose_activations(
-      device == nullptr ? options.activations : "bf16", model_activations(config, model.tensors()));
+      device == nullptr || options.activations == "scheme" ? options.activations : "bf16",
+      model_activations(config, model.tensors()));
   run.activations = activations.dtype;
   run.avx512_dot = ranks.agreed_avx512_dot();
   run.batch_invariant = options.batch_invariant;
-  options.exchange.apply(parallel, device != nullptr, run);
+  options.exchange.apply(parallel, ranks.world(), device != nullptr, run);
   ranks.check_agreement(
       options.parallel, &model.checkpoint(),
       {{"command", "run"},
@@ -211,6 +212,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
        {"input", fmt::format("{} tokens, {}", num_tokens,
                              to_string(digest_of(std::as_bytes(std::span(hidden)))))},
        {"repeat", std::to_string(options.repeat)},
+       {"placement", placement.fingerprint()},
        {"exchange", options.exchange.text()},
        {"device", options.device.text()},
        {"batch invariant", options.batch_invariant ? "yes" : "no"},
@@ -245,8 +247,9 @@ int run_run(const RunOptions& options, RankSession& ranks) {
   }
   ProgressMeter progress("load", plan_bytes, options.common);
   load.progress = [&](int64_t bytes) { progress.add(bytes); };
-  const RankSetup setup =
+  RankSetup setup =
       setup_of(ranks, options.device, options.exchange, options.parallel.launch, device);
+  setup.device_options.quantize_rows = options.activations == "scheme";
   for (const MoeLayerSpec& spec : layers) {
     const std::vector<int32_t> token_ids = made_up_token_ids(spec, num_tokens);
     const LayerBatch batch{hidden, token_ids, {}};

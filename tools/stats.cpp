@@ -7,11 +7,15 @@
 
 #include "kernels/base/check.h"
 #include "parallel/eplb.h"
+#include "parallel/rank_vote.h"
 #include "runtime/layer_balancer.h"
 #include "runtime/moe_model.h"
+#include "runtime/rank_results.h"
 #include "tools/balance_options.h"
 #include "tools/commands.h"
+#include "tools/current_work.h"
 #include "tools/layer_stats.h"
+#include "tools/rank_session.h"
 
 namespace gantry::cli {
 namespace {
@@ -67,6 +71,25 @@ struct RankLoad {
   BalanceTotals totals;
 };
 
+// Collective: everyone's, on every rank.
+std::vector<RankLoad> gather_loads(Communicator& world, const RankLoad& own) {
+  const std::vector<int64_t> tokens = gather_values(world, own.tokens);
+  const std::vector<BalanceTotals> totals = gather_values(world, own.totals);
+  const size_t num_experts = own.tokens_per_expert.size();
+  const auto bytes = std::as_bytes(std::span(own.tokens_per_expert));
+  std::vector<int64_t> experts(num_experts * tokens.size());
+  world.all_gather(bytes, std::as_writable_bytes(std::span(experts)),
+                   std::vector<int64_t>(tokens.size(), static_cast<int64_t>(bytes.size())));
+  std::vector<RankLoad> all(tokens.size());
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    const auto first = experts.begin() + static_cast<std::ptrdiff_t>(rank * num_experts);
+    all[rank] = {.tokens_per_expert = {first, first + static_cast<std::ptrdiff_t>(num_experts)},
+                 .tokens = tokens[rank],
+                 .totals = totals[rank]};
+  }
+  return all;
+}
+
 // Runs `steps` batches on this rank, balancing in between if asked to.
 RankLoad run_rank(FusedMoeLayer& layer, Communicator& world, const StatsOptions& options,
                   std::span<const float> batches) {
@@ -104,28 +127,53 @@ RankLoad run_rank(FusedMoeLayer& layer, Communicator& world, const StatsOptions&
   return load;
 }
 
+// Loads a layer on this rank and runs it; empty if the checkpoint has a finding.
+std::vector<RankLoad> run_layer_on_rank(MoeModel& model, const MoeLayerSpec& spec,
+                                        const StatsOptions& options, const ExpertMap& map,
+                                        std::span<const float> batches, const RankSession& ranks,
+                                        Avx512Dot avx512_dot, Communicator& world) {
+  const bool processes = ranks.world() != nullptr;
+  ParallelConfig own = options.parallel.config();
+  own.rank = world.rank();
+  Threads threads = options.common.make_threads();
+  if (!processes) threads.count = std::max(1, threads.resolved_count() / own.world_size());
+  LoadOptions load;
+  load.threads = threads;
+  LoadStats loaded;
+  note_work("load", spec.layer);
+  const std::vector<Finding> before = model.report().findings();
+  const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
+  MoeLayerWeights weights = loader.load_layer(spec.layer, own, map, load, model.report(), loaded);
+  if (processes) {
+    share_findings(world, before, model.report());
+  } else {
+    world.barrier();  // every rank's findings are in
+  }
+  if (!model.report().ok()) return {};
+  note_work("forward", spec.layer);
+  FusedMoeOptions run;
+  run.threads = threads;
+  run.avx512_dot = avx512_dot;
+  FusedMoeLayer layer(std::move(weights), map, run, &world);
+  return gather_loads(world, run_rank(layer, world, options, batches));
+}
+
 LayerStats run_layer(MoeModel& model, const MoeLayerSpec& spec, const StatsOptions& options,
-                     const ExpertPlacement& placement, std::span<const float> batches) {
+                     const ExpertPlacement& placement, std::span<const float> batches,
+                     const RankSession& session, Avx512Dot avx512_dot) {
   const ParallelConfig parallel = options.parallel.config();
   const ExpertMap map = placement.map_of(spec.layer, spec.num_experts, parallel.ep_size);
-  const WeightLoader loader(model.checkpoint(), model.config(), model.tensors());
-  std::vector<RankLoad> ranks(static_cast<size_t>(parallel.world_size()));
-  Threads threads = options.common.make_threads();
-  threads.count = std::max(1, threads.resolved_count() / parallel.world_size());
-  run_local_ranks(parallel.world_size(), [&](Communicator& world) {
-    ParallelConfig own = parallel;
-    own.rank = world.rank();
-    LoadOptions load;
-    load.threads = threads;
-    LoadStats loaded;
-    MoeLayerWeights weights = loader.load_layer(spec.layer, own, map, load, model.report(), loaded);
-    world.barrier();  // every rank's findings are in
-    if (!model.report().ok()) return;
-    FusedMoeOptions run;
-    run.threads = threads;
-    FusedMoeLayer layer(std::move(weights), map, run, &world);
-    ranks[static_cast<size_t>(own.rank)] = run_rank(layer, world, options, batches);
-  });
+  std::vector<RankLoad> ranks;
+  const auto body = [&](Communicator& world) {
+    auto all = run_layer_on_rank(model, spec, options, map, batches, session, avx512_dot, world);
+    if (session.world() != nullptr || world.rank() == 0) ranks = std::move(all);
+  };
+  if (session.world() != nullptr) {
+    body(*session.world());
+  } else {
+    run_local_ranks(parallel.world_size(), body);
+  }
+  if (ranks.empty()) return {};
   LayerStats stats{.layer = spec.layer, .load = {}, .rank_tokens = {}, .measured = true};
   stats.load.tokens_per_expert.assign(static_cast<size_t>(spec.num_experts), 0);
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
@@ -141,9 +189,21 @@ LayerStats run_layer(MoeModel& model, const MoeLayerSpec& spec, const StatsOptio
   return stats;
 }
 
-std::vector<LayerStats> run_stats(MoeModel& model, const StatsOptions& options) {
+std::vector<LayerStats> run_stats(MoeModel& model, const StatsOptions& options,
+                                  const RankSession& ranks) {
   const LayerRange range = parse_layer_range(options.layers);
   const ExpertPlacement placement = options.parallel.placement_of(model.config());
+  const Avx512Dot avx512_dot = ranks.agreed_avx512_dot();
+  ranks.check_agreement(options.parallel, &model.checkpoint(),
+                        {{"command", "stats"},
+                         {"placement", placement.fingerprint()},
+                         {"layers", options.layers},
+                         {"steps, tokens, seed",
+                          fmt::format("{} {} {}", options.steps, options.tokens, options.seed)},
+                         {"interval, copies, groups, nodes",
+                          fmt::format("{} {} {} {}", options.interval, options.eplb.redundant,
+                                      options.eplb.groups, options.eplb.nodes)},
+                         {"AVX-512 flavour", flavour_name(avx512_dot)}});
   std::vector<LayerStats> layers;
   std::vector<float> batches;
   for (const MoeLayerSpec& spec : model.config().layers) {
@@ -155,7 +215,7 @@ std::vector<LayerStats> run_stats(MoeModel& model, const StatsOptions& options) 
       batches.resize(values);
       std::generate(batches.begin(), batches.end(), [&] { return normal(engine); });
     }
-    layers.push_back(run_layer(model, spec, options, placement, batches));
+    layers.push_back(run_layer(model, spec, options, placement, batches, ranks, avx512_dot));
     if (!model.report().ok()) break;
   }
   return layers;
@@ -165,12 +225,12 @@ bool is_checkpoint(const std::filesystem::path& path) {
   return std::filesystem::is_directory(path) || path.extension() == ".gguf";
 }
 
-int run_stats_command(const StatsOptions& options) {
+int run_stats_command(const StatsOptions& options, const RankSession& ranks) {
   const Output output(options.common);
   std::vector<LayerStats> layers;
   if (is_checkpoint(options.source)) {
     MoeModel model(options.source, /*names_only=*/false);
-    if (model.report().ok()) layers = run_stats(model, options);
+    if (model.report().ok()) layers = run_stats(model, options, ranks);
     if (!model.report().ok()) {
       output.report(model.report(), 50);
       return kExitFinding;
@@ -184,6 +244,7 @@ int run_stats_command(const StatsOptions& options) {
   GANTRY_CHECK(!layers.empty(), ErrorCode::kInvalidArgument, "--layers {}: no MoE layer in it",
                options.layers);
   print_stats(layers, output);
+  if (ranks.rank() != 0) return kExitOk;
   if (!options.prometheus.empty()) write_text_file(options.prometheus, prometheus_text(layers));
   if (!options.svg.empty()) {
     write_text_file(options.svg, stats_svg(layers, "Tokens per expert: " + options.source));
@@ -219,9 +280,14 @@ void add_stats_command(CLI::App& app, std::function<int()>& chosen) {
   command->add_option("--svg", options->svg, "file for a heat map, layers by experts");
   command->add_option("--prometheus", options->prometheus, "file for Prometheus' text format");
   add_parallel_options(*command, options->parallel);
+  add_launch_options(*command, options->parallel.launch);
   add_common_options(*command, options->common);
-  command->callback(
-      [options, &chosen] { chosen = [options] { return run_stats_command(*options); }; });
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      return run_on_ranks(options->parallel, options->common,
+                          [&](RankSession& ranks) { return run_stats_command(*options, ranks); });
+    };
+  });
 }
 
 }  // namespace gantry::cli

@@ -1,12 +1,13 @@
 #pragma once
 
-// The Hessians of `gantry calibrate --hessians`, factorized for GPTQ.
+// The Hessians of `gantry calibrate --hessians`, as they are and factorized for GPTQ.
 
 #include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "kernels/quant/gptq.h"
 #include "loader/moe_config.h"
@@ -20,9 +21,16 @@ class StatsHessians {
   StatsHessians(std::filesystem::path directory, const GptqSettings& settings)
       : directory_(std::move(directory)), settings_(settings) {}
 
-  /// Of w1 and w3, or of w2 (`down`).
-  /// @return null if no sample reached the expert
+  /// The sum of x x^T over the samples of w1 and w3, or of w2 (`down`), [n, n].
+  /// @return empty if no sample reached the expert
   /// @throws Error kFormat, kInvalidArgument naming the file if it holds no such Hessian; kIo
+  [[nodiscard]] std::vector<float> read(const MoeLayerSpec& spec, int expert, bool down) const;
+  /// Whether all experts of a layer have one Hessian for w1 and w3.
+  [[nodiscard]] bool shares_gate_up(const MoeLayerSpec& spec) const;
+
+  /// The factors of the same.
+  /// @return null if no sample reached the expert
+  /// @throws Error as read does
   std::shared_ptr<const GptqHessian> factors(const MoeLayerSpec& spec, int expert, bool down);
 
  private:

@@ -20,7 +20,10 @@ cmake --workflow --preset cpu
 if command -v nvcc > /dev/null; then
   step "cuda: configure, build, GPU tests (skipped where there is no GPU)"
   cmake --preset cuda -D GANTRY_BUILD_BENCH=OFF
-  cmake --build --preset cuda --target device_kernels_test device_golden_test gantry
+  # Spills are errors there; that wgmma was serialised ptxas only mentions.
+  cmake --build --preset cuda --target device_kernels_test device_golden_test gantry |
+    tee build/cuda/build.log
+  tools/check_spills.py --unasked --ptxas-log build/cuda/build.log
   ctest --preset cuda --label-regex gpu
 else
   echo "cuda: not built, no nvcc here"

@@ -43,11 +43,13 @@ test_ranks() {
     step "ranks: skipped, no mpirun"
     return
   fi
-  step "every golden checkpoint on ranks that mpirun starts"
+  step "every golden checkpoint on ranks that mpirun starts, both exchanges"
   python3 tests/mp/verify_table.py build/cpu/tools/gantry tests/golden
-  step "50 killed and 50 stopped ranks"
+  step "1002 rebalances a format over 4 processes"
+  GANTRY_TRIALS=167 mpirun -np 4 build/cpu/tests/mp/rebalance_mpi_test --gtest_filter='*FourRanks*'
+  step "50 killed ranks, 50 killed in MPI_Init, 50 stopped"
   python3 tests/mp/fault_trials.py build/cpu/tools/gantry tests/golden/families/mixtral \
-    --kills 50 --stops 50
+    --kills 50 --startup-kills 50 --stops 50
 }
 
 test_sanitizers() {
@@ -66,7 +68,8 @@ check_cuda() {
   step "cuda: every architecture, registers kept in memory"
   cmake --preset cuda -B build/cuda_all -D GANTRY_CUDA_ARCHS="80;86-real;89-real;90a-real;100-real;120-real"
   cmake --build build/cuda_all --target gantry_kernels
-  tools/check_spills.py --nvcc "$(command -v nvcc)"
+  tools/check_spills.py --nvcc "$(command -v nvcc)" --jobs "$CMAKE_BUILD_PARALLEL_LEVEL" \
+    --arch 80 --arch 86 --arch 89 --arch 90a --arch 100 --arch 120
 }
 
 fuzz_all() {

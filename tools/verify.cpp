@@ -110,6 +110,8 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   const Output output(options.common);
   const ParallelConfig parallel = options.exchange.config(options.parallel.config());
   const auto device = open_chosen_device(options.device, options.activations, ranks, output);
+  GANTRY_CHECK(device == nullptr || options.activations != "scheme", ErrorCode::kInvalidArgument,
+               "verify on a device compares bf16 activations, found --activations scheme");
   MoeModel model(options.directory, options.names_only);
   for (const FindingKind kind : parse_allowed(options.allow))
     model.report().allow(kind);
@@ -119,10 +121,12 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   if (config.quant) {
     output.text(fmt::format("quantized: {}", config.quant->methods()));
   }
+  const ExpertPlacement placement = options.parallel.placement_of(config);
   const Avx512Dot avx512_dot = ranks.agreed_avx512_dot();
   ranks.check_agreement(
       options.parallel, &model.checkpoint(),
       {{"command", "verify"},
+       {"placement", placement.fingerprint()},
        {"reference", options.reference.empty() ? "no" : "yes"},
        {"activations", options.activations.empty() ? "as declared" : options.activations},
        {"exchange", options.exchange.text()},
@@ -142,7 +146,8 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
   output.event("activations",
                {{"dtype", to_string(activations.dtype)}, {"text", activations.text}});
   FusedMoeOptions moving;
-  options.exchange.apply(parallel, device != nullptr, moving);
+  moving.batch_invariant = options.batch_invariant;
+  options.exchange.apply(parallel, ranks.world(), device != nullptr, moving);
   if (parallel.world_size() > 1 && !config.layers.empty()) {
     output.text(describe_exchange(options.exchange, parallel, device != nullptr,
                                   config.layers[0].routing.num_slots()));
@@ -168,7 +173,7 @@ int run_verify(const VerifyOptions& options, RankSession& ranks) {
     settings.ranks =
         setup_of(ranks, options.device, options.exchange, options.parallel.launch, device);
     settings.avx512_dot = avx512_dot;
-    settings.placement = options.parallel.placement_of(config);
+    settings.placement = placement;
     settings.activations = activations.dtype;
     settings.tolerance = options.tolerance;
     settings.exchange = moving.exchange;

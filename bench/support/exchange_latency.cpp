@@ -1,9 +1,12 @@
 #include "bench/support/exchange_latency.h"
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <random>
+#include <string_view>
+#include <utility>
 
 #include "kernels/base/check.h"
 #include "parallel/token_exchange.h"
@@ -80,17 +83,10 @@ class Rank {
     }
   }
 
-  void plain() {
-    for (size_t step = 0; step < 2; ++step) {
-      int64_t total = 0;
-      for (const int64_t bytes : send_sizes_[step])
-        total += bytes;
-      world_.all_to_all(std::span<const std::byte>(send_).first(static_cast<size_t>(total)),
-                        send_sizes_[step],
-                        std::span(receive_).first(static_cast<size_t>(receive_total_[step])),
-                        receive_sizes_[step]);
-    }
+  void all_to_all() {
+    move([&](auto... parts) { world_.all_to_all(parts...); });
   }
+  void plain(const PlainAllToAll& other) { move(other); }
 
   // Microseconds a call, over `calls` of them.
   template <typename Call>
@@ -113,6 +109,19 @@ class Rank {
   [[nodiscard]] int64_t collectives() const { return collectives_; }
 
  private:
+  template <typename AllToAll>
+  void move(const AllToAll& all_to_all) {
+    for (size_t step = 0; step < 2; ++step) {
+      int64_t total = 0;
+      for (const int64_t bytes : send_sizes_[step])
+        total += bytes;
+      all_to_all(std::span<const std::byte>(send_).first(static_cast<size_t>(total)),
+                 std::span<const int64_t>(send_sizes_[step]),
+                 std::span(receive_).first(static_cast<size_t>(receive_total_[step])),
+                 std::span<const int64_t>(receive_sizes_[step]));
+    }
+  }
+
   Communicator& world_;
   TokenExchange exchange_;
   ExchangeScratch scratch_;
@@ -144,22 +153,40 @@ ExchangeLatency measure_exchange(const RankRunner& run, const ExchangeLatencyCas
     const int calls = rank.agree(
         std::clamp(static_cast<int>(c.seconds * 1e6 / (2.0 * kRounds * once)), 3, 100000));
     std::vector<double> exchange_us;
+    std::vector<double> all_to_all_us;
     std::vector<double> plain_us;
     for (int round = 0; round < kRounds; ++round) {
       exchange_us.push_back(rank.time(calls, [&] { rank.exchange(); }));
-      plain_us.push_back(rank.time(calls, [&] { rank.plain(); }));
+      all_to_all_us.push_back(rank.time(calls, [&] { rank.all_to_all(); }));
+      if (c.plain) plain_us.push_back(rank.time(calls, [&] { rank.plain(c.plain); }));
     }
     if (world.rank() != 0) return;
     result = {.exchange_us = median(exchange_us),
-              .plain_us = median(plain_us),
+              .all_to_all_us = median(all_to_all_us),
+              .plain_us = plain_us.empty() ? 0.0 : median(plain_us),
               .bytes = rank.bytes(),
               .collectives = rank.collectives()};
   });
   return result;
 }
 
+std::vector<int64_t> parse_token_counts(int argc, char** argv, std::vector<int64_t> otherwise) {
+  std::vector<int64_t> tokens;
+  for (const std::string_view text : std::span(argv, static_cast<size_t>(argc)).subspan(1)) {
+    int64_t count = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
+    GANTRY_CHECK(
+        error == std::errc() && end == text.data() + text.size() && count >= 1 && count <= 65536,
+        ErrorCode::kInvalidArgument, "expected numbers of tokens from 1 to 65536, found '{}'",
+        text);
+    tokens.push_back(count);
+  }
+  return tokens.empty() ? std::move(otherwise) : tokens;
+}
+
 void print_exchange_latencies(const RankRunner& run, const std::vector<int>& ep_sizes,
-                              const std::vector<int64_t>& tokens) {
+                              const std::vector<int64_t>& tokens, const PlainAllToAll& plain,
+                              const char* plain_name) {
   bool header = false;
   for (const int ep_size : ep_sizes) {
     for (const int64_t count : tokens) {
@@ -167,24 +194,30 @@ void print_exchange_latencies(const RankRunner& run, const std::vector<int>& ep_
            {ExchangeKind::kAllGatherReduceScatter, ExchangeKind::kAllToAll}) {
         for (const int slots : {0, static_cast<int>(count)}) {
           ExchangeLatencyCase c{.ep_size = ep_size, .num_tokens = count};
-          c.options = {.kind = kind, .slots = slots};
+          c.options.kind = kind;
+          c.options.slots = slots;
+          c.plain = plain;
           const ExchangeLatency found = measure_exchange(run, c);
           if (found.exchange_us == 0.0) continue;  // rank 0 is another process
           if (!header) {
             std::printf(
-                "dispatch + combine, H %lld, top-%lld, us a call; plain: two all_to_all of "
-                "the same bytes\n",
+                "dispatch + combine, H %lld, top-%lld, us a call, and two all-to-alls of the same "
+                "bytes\n",
                 static_cast<long long>(c.hidden_size), static_cast<long long>(c.top_k));
-            std::printf("%3s %12s %-24s %6s %12s %12s %11s %9s %6s\n", "ep", "tokens/rank",
-                        "exchange", "slots", "collectives", "bytes/rank", "exchange us", "plain us",
-                        "ratio");
+            std::printf("%3s %12s %-24s %6s %12s %12s %12s %12s", "ep", "tokens/rank", "exchange",
+                        "slots", "collectives", "bytes/rank", "exchange us", "all_to_all");
+            if (plain) std::printf(" %14s %7s", plain_name, "ratio");
+            std::printf("\n");
             header = true;
           }
-          std::printf("%3d %12lld %-24s %6d %12lld %12lld %11.1f %9.1f %6.2f\n", ep_size,
+          std::printf("%3d %12lld %-24s %6d %12lld %12lld %12.1f %12.1f", ep_size,
                       static_cast<long long>(count), std::string(to_string(kind)).c_str(), slots,
                       static_cast<long long>(found.collectives),
-                      static_cast<long long>(found.bytes), found.exchange_us, found.plain_us,
-                      found.exchange_us / found.plain_us);
+                      static_cast<long long>(found.bytes), found.exchange_us, found.all_to_all_us);
+          if (plain) {
+            std::printf(" %14.1f %7.2f", found.plain_us, found.exchange_us / found.plain_us);
+          }
+          std::printf("\n");
           std::fflush(stdout);
         }
       }

@@ -45,7 +45,9 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] const DeviceAttributes& attributes() const noexcept override { return attributes_; }
-  [[nodiscard]] const DeviceKernels& kernels() const noexcept override { return cuda_kernels(); }
+  [[nodiscard]] const DeviceKernels& kernels() const noexcept override {
+    return cuda_kernels(attributes_.compute_capability == 90);
+  }
 
   void* allocate(size_t bytes) override {
     use();
@@ -85,6 +87,35 @@ class CudaDevice final : public Device {
     return true;
   }
   void make_current() override { use(); }
+  void hand_over(StreamHandle /*stream*/) override {}
+
+  EventHandle create_event() override {
+    use();
+    cudaEvent_t event = nullptr;
+    check_cuda(cudaEventCreate(&event), "cudaEventCreate");
+    return event;
+  }
+  void destroy_event(EventHandle event) noexcept override {
+    note(cudaEventDestroy(static_cast<cudaEvent_t>(event)), "cudaEventDestroy");
+  }
+  void record(EventHandle event, StreamHandle stream) override {
+    use();
+    check_cuda(cudaEventRecord(static_cast<cudaEvent_t>(event), stream_of(stream)),
+               "cudaEventRecord");
+  }
+  void wait_for(EventHandle event, StreamHandle stream) override {
+    use();
+    check_cuda(cudaStreamWaitEvent(stream_of(stream), static_cast<cudaEvent_t>(event), 0),
+               "cudaStreamWaitEvent");
+  }
+  double elapsed_ms(EventHandle start, EventHandle end) override {
+    use();
+    float ms = 0.0F;
+    check_cuda(
+        cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end)),
+        "cudaEventElapsedTime");
+    return ms;
+  }
 
   GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) override {
     use();

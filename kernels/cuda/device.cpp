@@ -5,6 +5,7 @@
 #include "kernels/base/check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/device_kernels.h"
+#include "kernels/cuda/weight_fragments.h"
 
 namespace gantry {
 namespace {
@@ -19,7 +20,7 @@ int device_index(std::string_view name) {
     if (error != std::errc() || rest != end) index = -1;
   }
   GANTRY_CHECK(index >= 0, ErrorCode::kInvalidArgument,
-               "device: expected cuda, cuda:N or emulated, found '{}'", name);
+               "device: expected cuda, cuda:N, emulated or emulated:90, found '{}'", name);
   return index;
 }
 
@@ -27,6 +28,7 @@ int device_index(std::string_view name) {
 
 std::shared_ptr<Device> open_device(std::string_view name) {
   if (name == "emulated") return open_emulated_device();
+  if (name == "emulated:90") return open_emulated_device(1, 90);
   return open_cuda_device(device_index(name));
 }
 
@@ -47,12 +49,25 @@ std::string launch_problem(const LaunchShape& shape, const DeviceAttributes& att
   return "";
 }
 
-int choose_gemm(int64_t num_choices, int64_t num_slots) noexcept {
+bool takes_wide_tiles(const DeviceMatrix& matrix) noexcept {
+  return bits_of(matrix.element) == 16 || folds_scales(matrix);
+}
+
+bool takes_rows8(const DeviceMatrix& matrix) noexcept {
+  return matrix.element == DeviceElement::kE4M3 && (matrix.group == 0 || matrix.group == 128);
+}
+
+int choose_gemm(int64_t num_choices, int64_t num_slots, PrefillKernels prefill) noexcept {
   const int64_t used = num_choices < num_slots ? num_choices : num_slots;
   const int64_t rows = used > 0 ? ceil_div(num_choices, used) : 0;
   // The tiled kernel pays once it is half full; below, one more pass over the weights is cheaper.
+  // wgmma costs 64 tokens at least and reads weights once.
   constexpr int64_t kTiledFrom = 64;
-  if (rows >= kTiledFrom) return 3;
+  constexpr int64_t kWgmmaFrom = 33;
+  constexpr int64_t kWideFrom = 129;
+  if (prefill == PrefillKernels::kWideWgmma && rows >= kWideFrom) return kWideWgmmaGemm;
+  if (prefill != PrefillKernels::kMma && rows >= kWgmmaFrom) return kWgmmaGemm;
+  if (rows >= kTiledFrom) return kTiledGemm;
   return rows <= 8 ? 0 : (rows <= 16 ? 1 : 2);
 }
 

@@ -17,6 +17,16 @@ struct DeviceKernels;
 /// A CUDA stream (`cudaStream_t`), without its header; null is the default stream. Always the
 /// caller's: nothing here makes streams of its own unless told to.
 using StreamHandle = void*;
+/// Where a kernel is launched: a stream, and whether what was put there last is a kernel, so that
+/// the two launches may overlap (programmatic dependent launch).
+struct StreamPlace {
+  StreamPlace(StreamHandle stream, bool follows_kernel = false)  // NOLINT: a stream is a place
+      : handle(stream), after_kernel(follows_kernel) {}
+  StreamHandle handle;
+  bool after_kernel;
+};
+/// A moment of a stream (`cudaEvent_t`).
+using EventHandle = void*;
 /// A CUDA graph that can be launched (`cudaGraphExec_t`).
 using GraphHandle = void*;
 
@@ -58,8 +68,21 @@ class Device {
   virtual bool idle(StreamHandle stream) = 0;
   /// Makes this the GPU that libraries called from this thread work on.
   virtual void make_current() = 0;
+  /// Before another library enqueues on the stream. An emulated device, whose streams no library
+  /// knows, does now what is on it; a GPU does nothing.
+  virtual void hand_over(StreamHandle stream) = 0;
 
-  /// Records what `enqueue` puts on the stream, without running it.
+  virtual EventHandle create_event() = 0;
+  virtual void destroy_event(EventHandle event) noexcept = 0;
+  /// The event is reached when everything put on the stream before it is done.
+  virtual void record(EventHandle event, StreamHandle stream) = 0;
+  /// What is put on the stream from now on waits for the event (as it was recorded last).
+  virtual void wait_for(EventHandle event, StreamHandle stream) = 0;
+  /// Milliseconds between two events that have been reached.
+  virtual double elapsed_ms(EventHandle start, EventHandle end) = 0;
+
+  /// Records what `enqueue` puts on the stream, and on streams that wait for it, without running
+  /// it.
   virtual GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) = 0;
   virtual void launch_graph(GraphHandle graph, StreamHandle stream) = 0;
   virtual void destroy_graph(GraphHandle graph) noexcept = 0;
@@ -71,14 +94,16 @@ class Device {
   virtual void clear(void* device, size_t bytes, StreamHandle stream) = 0;
 };
 
-/// The GPU that a name means: "cuda" or "cuda:N", or "emulated": the same kernels with their
-/// threads emulated on the host, for machines without a GPU (slow; for tests).
+/// The GPU that a name means: "cuda" or "cuda:N", or "emulated" (a small sm_86) or "emulated:90":
+/// the same kernels with their threads emulated on the host, for machines without a GPU (slow; for
+/// tests).
 /// @throws Error kInvalidArgument for another name or a number that no GPU has
 /// @throws Error kCuda if there is no driver or no GPU, or this build has no CUDA
 std::shared_ptr<Device> open_device(std::string_view name);
 
-/// Emulates kernels; `seed` shuffles the order in which threads run.
-std::shared_ptr<Device> open_emulated_device(uint64_t seed = 1);
+/// Emulates kernels; `seed` shuffles the order in which threads and streams run.
+/// @param compute_capability 86 (99 KB of shared memory) or 90 (227 KB, wgmma)
+std::shared_ptr<Device> open_emulated_device(uint64_t seed = 1, int compute_capability = 86);
 
 /// Owns memory of a device.
 class DeviceBuffer {
@@ -150,6 +175,21 @@ class OwnedStream {
  private:
   std::shared_ptr<Device> device_;
   StreamHandle handle_;
+};
+
+/// Owns an event.
+class OwnedEvent {
+ public:
+  explicit OwnedEvent(std::shared_ptr<Device> device)
+      : device_(std::move(device)), handle_(device_->create_event()) {}
+  OwnedEvent(const OwnedEvent&) = delete;
+  OwnedEvent& operator=(const OwnedEvent&) = delete;
+  ~OwnedEvent() { device_->destroy_event(handle_); }
+  [[nodiscard]] EventHandle handle() const noexcept { return handle_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  EventHandle handle_;
 };
 
 /// Owns a graph.

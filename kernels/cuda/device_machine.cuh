@@ -23,6 +23,15 @@ class DeviceMachine {
     return reinterpret_cast<std::byte*>(gantry_shared);
   }
 
+  /// Every kernel's first step: waits until the kernel before it in the stream has ended and what
+  /// it wrote can be read, then lets the next one be launched. Blocks of that one wait here.
+  __device__ static void begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+  }
+
   __device__ void sync() const { __syncthreads(); }
   __device__ void sync_warp() const { __syncwarp(); }
   __device__ float shuffle_xor(float value, int mask) const {

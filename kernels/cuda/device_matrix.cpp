@@ -17,6 +17,8 @@ DeviceElement device_element(const PackedLayout& layout) {
       return DeviceElement::kE2M1;
     case WeightElement::kPlain:
       break;
+    default:
+      fail(ErrorCode::kUnsupported, "GPU kernels do not read {}", to_string(layout.format));
   }
   return layout.dtype == DType::kF16 ? DeviceElement::kF16 : DeviceElement::kBF16;
 }
@@ -27,6 +29,8 @@ DeviceMatrix device_matrix(const PackedLayout& layout) {
   const WeightFormat& format = layout.format;
   GANTRY_CHECK(!format.grouped() || format.group % kTileRows == 0, ErrorCode::kUnsupported,
                "GPU kernels read groups of a multiple of 16 inputs, found {}", to_string(format));
+  GANTRY_CHECK(!format.minimums && format.super_group == 0, ErrorCode::kUnsupported,
+               "GPU kernels do not read {}", to_string(format));
   const bool integers =
       format.element == WeightElement::kInt4 || format.element == WeightElement::kInt8;
   // A code less its zero point must be exact in bf16: integers up to 256 are.

@@ -30,6 +30,13 @@ GANTRY_HD constexpr int bits_of(DeviceElement element) noexcept {
   return element == DeviceElement::kE4M3 || element == DeviceElement::kInt8 ? 8 : 4;
 }
 
+/// Bytes of a stored scale, for device code.
+GANTRY_HD constexpr int size_of_scale(ScaleType type) noexcept {
+  if (type == ScaleType::kNone) return 0;
+  if (type == ScaleType::kF32) return 4;
+  return type == ScaleType::kF16 || type == ScaleType::kBF16 ? 2 : 1;
+}
+
 /// k that the 16 bytes of one lane cover: 16, 32 or 64.
 GANTRY_HD constexpr int64_t chunk_depth(DeviceElement element) noexcept {
   return 16 * 16 / bits_of(element);
@@ -127,6 +134,19 @@ DeviceMatrix device_matrix(const PackedLayout& layout);
 ///   element(row, k) = ((row / 8) * (K / 8) + k / 8) * 64 + (row % 8) * 8 + k % 8
 GANTRY_HD constexpr int64_t row_element(int64_t padded_k, int64_t row, int64_t k) noexcept {
   return (row / 8 * (padded_k / 8) + k / 8) * 64 + row % 8 * 8 + k % 8;
+}
+
+/// Place of k among 16 columns of rows of e4m3. Lanes find the weights of columns 2 q, 2 q + 1,
+/// 2 q + 8 and 2 q + 9 in one register (of DeviceMatrix), where wgmma has columns 4 q .. 4 q + 3:
+/// a sum may be taken in any order, if rows have the same.
+GANTRY_HD constexpr int row8_column(int k) noexcept { return k % 8 / 2 * 4 + k / 8 * 2 + k % 2; }
+
+/// Rows of e4m3 [rows, k] as the B operand of wgmma: 8 rows x 16 k are a core matrix.
+///
+///   byte(row, k) = ((row / 8) * (K / 16) + k / 16) * 128 + (row % 8) * 16 + row8_column(k % 16)
+GANTRY_HD constexpr int64_t row8_element(int64_t padded_k, int64_t row, int64_t k) noexcept {
+  return (row / 8 * (padded_k / 16) + k / 16) * 128 + row % 8 * 16 +
+         row8_column(static_cast<int>(k % 16));
 }
 
 GANTRY_HD constexpr int64_t align_to(int64_t value, int64_t alignment) noexcept {

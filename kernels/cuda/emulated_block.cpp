@@ -14,6 +14,8 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "kernels/cuda/emulated_barriers.h"
+#include "kernels/cuda/emulated_wgmma.h"
 #include "kernels/cuda/float_bits.h"
 #include "kernels/cuda/mma_fragments.h"
 
@@ -34,7 +36,16 @@ constexpr size_t kStackBytes = size_t{256} << 10;  // AddressSanitizer's frames 
 constexpr size_t kStackBytes = size_t{64} << 10;
 #endif
 
-enum class Collective { kNone, kBlockBarrier, kWarpBarrier, kShuffle, kMmaBf16, kMmaF16 };
+enum class Collective {
+  kNone,
+  kBlockBarrier,
+  kWarpBarrier,
+  kShuffle,
+  kMmaBf16,
+  kMmaF16,
+  kMbarrier,   // of each thread on its own
+  kWgmmaWait,  // of the warpgroup
+};
 
 struct ShuffleCall {
   uint32_t value;
@@ -45,6 +56,14 @@ struct MmaCall {
   float* c;
   const uint32_t* a;
   uint32_t b[2];
+};
+
+struct BarrierCall {
+  const void* barrier;
+  uint32_t parity;
+};
+struct WgmmaWaitCall {
+  int newest;
 };
 
 struct Copy {
@@ -61,6 +80,7 @@ struct Fiber {
   bool finished = false;
   std::deque<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> open;
+  EmulatedWgmma wgmma;
 };
 
 class StackPool {
@@ -98,6 +118,7 @@ class EmulatedBlock {
   void run(int64_t block) {
     block_ = block;
     std::fill(shared_.begin(), shared_.end(), std::byte{0xff});
+    barriers_.reset(shared_.data(), static_cast<size_t>(shape_.shared_bytes));
     for (int t = 0; t < shape_.threads; ++t)
       start(t);
     std::vector<int> order(fibers_.size());
@@ -112,13 +133,16 @@ class EmulatedBlock {
         ran = true;
         if (error_) std::rethrow_exception(error_);
       }
-      const bool released = release();
+      barriers_.land_some(engine_, /*at_least_one=*/false);
+      const bool released = release(ran);
       if (!ran && !released) break;
     }
     for (const Fiber& fiber : fibers_) {
       GANTRY_CHECK(fiber.finished, ErrorCode::kInternal,
                    "emulated block {}: threads wait for each other for ever", block);
     }
+    GANTRY_CHECK(barriers_.idle(), ErrorCode::kInternal,
+                 "emulated block {}: ended with bytes that never came", block);
     const bool intact =
         std::all_of(shared_.end() - static_cast<ptrdiff_t>(kGuardBytes), shared_.end(),
                     [](std::byte b) { return b == std::byte{0xff}; });
@@ -138,6 +162,10 @@ class EmulatedBlock {
   [[nodiscard]] const LaunchShape& shape() const { return shape_; }
   [[nodiscard]] int64_t block() const { return block_; }
   [[nodiscard]] std::byte* shared() { return shared_.data(); }
+  [[nodiscard]] std::span<const std::byte> shared_bytes() const {
+    return {shared_.data(), static_cast<size_t>(shape_.shared_bytes)};
+  }
+  EmulatedBarriers& barriers() { return barriers_; }
   Fiber& at(int thread) { return fibers_[static_cast<size_t>(thread)]; }
 
  private:
@@ -150,6 +178,7 @@ class EmulatedBlock {
     fiber.started = false;
     fiber.groups.clear();
     fiber.open.clear();
+    fiber.wgmma.reset();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = stacks_.stack(thread);
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -168,6 +197,8 @@ class EmulatedBlock {
     try {
       EmulatedMachine machine(*self, thread);
       self->body_(machine);
+      GANTRY_CHECK(self->at(thread).wgmma.idle(), ErrorCode::kInternal,
+                   "emulated block {}: a thread ended with products in flight", self->block_);
     } catch (...) {
       self->error_ = std::current_exception();
     }
@@ -203,33 +234,80 @@ class EmulatedBlock {
 #endif
   }
 
-  // Does what whole warps, or the whole block, have come for.
-  bool release() {
-    bool released = false;
-    for (int begin = 0; begin < shape_.threads; begin += kWarp) {
-      const Collective first = at(begin).waits_in;
-      if (first == Collective::kNone || first == Collective::kBlockBarrier) continue;
-      bool all = true;
-      for (int t = begin; t < begin + kWarp; ++t) {
-        GANTRY_CHECK(!at(t).finished && at(t).waits_in == first, ErrorCode::kInternal,
-                     "emulated block {}: lanes of the warp of thread {} meet in different "
-                     "collectives",
-                     block_, begin);
-        all = all && at(t).waits_in == first;
-      }
-      if (all) perform(first, begin);
-      released = true;
+  // Does what whole warps, warpgroups or the whole block have come for. Products of a warpgroup
+  // take their time while anybody else has something to do: who may overwrite their operands does.
+  bool release(bool ran) {
+    bool released = release_mbarriers();
+    for (int begin = 0; begin < shape_.threads; begin += kWarp)
+      released = release_warp(begin) || released;
+    for (int begin = 0; begin + kWarpgroup <= shape_.threads; begin += kWarpgroup) {
+      if ((ran || released) && engine_() % 4 != 0) continue;
+      released = release_warpgroup(begin) || released;
     }
     const auto waits = [](const Fiber& f) { return f.waits_in == Collective::kBlockBarrier; };
-    if (std::any_of(fibers_.begin(), fibers_.end(), waits) && !released) {
-      GANTRY_CHECK(std::all_of(fibers_.begin(), fibers_.end(), waits), ErrorCode::kInternal,
-                   "emulated block {}: some threads wait at a barrier that others never reach",
-                   block_);
+    if (released) return true;
+    if (std::all_of(fibers_.begin(), fibers_.end(), waits)) {
       for (Fiber& fiber : fibers_)
         fiber.waits_in = Collective::kNone;
+      return true;
+    }
+    if (barriers_.land_some(engine_, /*at_least_one=*/true)) return true;
+    GANTRY_CHECK(std::none_of(fibers_.begin(), fibers_.end(), waits), ErrorCode::kInternal,
+                 "emulated block {}: some threads wait at a barrier that others never reach",
+                 block_);
+    return false;
+  }
+
+  bool release_mbarriers() {
+    bool released = false;
+    for (Fiber& fiber : fibers_) {
+      if (fiber.waits_in != Collective::kMbarrier) continue;
+      const auto& call = *static_cast<BarrierCall*>(fiber.call);
+      if (!barriers_.passed(call.barrier, call.parity)) continue;
+      fiber.waits_in = Collective::kNone;
       released = true;
     }
     return released;
+  }
+
+  bool release_warp(int begin) {
+    const auto lanes = std::span(fibers_).subspan(static_cast<size_t>(begin), kWarp);
+    Collective first = Collective::kNone;
+    for (const Fiber& fiber : lanes) {
+      if (fiber.waits_in == Collective::kMbarrier) return false;  // comes later
+      const bool warp_wide = fiber.waits_in != Collective::kNone &&
+                             fiber.waits_in != Collective::kBlockBarrier &&
+                             fiber.waits_in != Collective::kWgmmaWait;
+      if (warp_wide) first = fiber.waits_in;
+    }
+    if (first == Collective::kNone) return false;
+    for (const Fiber& fiber : lanes) {
+      if (!fiber.finished && fiber.waits_in == Collective::kNone) return false;  // runs next
+      GANTRY_CHECK(!fiber.finished && fiber.waits_in == first, ErrorCode::kInternal,
+                   "emulated block {}: lanes of the warp of thread {} meet in different "
+                   "collectives",
+                   block_, begin);
+    }
+    perform(first, begin);
+    return true;
+  }
+
+  bool release_warpgroup(int begin) {
+    std::array<EmulatedWgmma*, kWarpgroup> threads{};
+    const int newest = at(begin).waits_in == Collective::kWgmmaWait
+                           ? static_cast<WgmmaWaitCall*>(at(begin).call)->newest
+                           : -1;
+    for (int t = 0; t < kWarpgroup; ++t) {
+      Fiber& fiber = at(begin + t);
+      if (fiber.waits_in != Collective::kWgmmaWait) return false;
+      GANTRY_CHECK(static_cast<WgmmaWaitCall*>(fiber.call)->newest == newest, ErrorCode::kInternal,
+                   "emulated block {}: threads of a warpgroup wait for different groups", block_);
+      threads[static_cast<size_t>(t)] = &fiber.wgmma;
+    }
+    EmulatedWgmma::land(threads, newest, shared_bytes());
+    for (int t = 0; t < kWarpgroup; ++t)
+      at(begin + t).waits_in = Collective::kNone;
+    return true;
   }
 
   void perform(Collective collective, int begin) {
@@ -287,6 +365,7 @@ class EmulatedBlock {
   StackPool stacks_;
   std::vector<Fiber> fibers_;
   std::vector<std::byte> shared_;
+  EmulatedBarriers barriers_;
   int64_t block_ = 0;
   [[maybe_unused]] ucontext_t main_{};
   jmp_buf scheduler_{};
@@ -358,6 +437,41 @@ void EmulatedMachine::wait_copies(int newest) {
       std::memcpy(copy.target, copy.source, 16);
     fiber.groups.pop_front();
   }
+}
+
+uint32_t EmulatedMachine::shared_address(const void* shared) const noexcept {
+  return kEmulatedSharedBase +
+         static_cast<uint32_t>(static_cast<const std::byte*>(shared) - block_->shared());
+}
+
+void EmulatedMachine::init_barrier(uint64_t* barrier, uint32_t count) {
+  block_->barriers().init(barrier, count);
+}
+void EmulatedMachine::publish_barriers() { block_->barriers().publish(); }
+void EmulatedMachine::arrive(uint64_t* barrier) { block_->barriers().arrive(barrier, 0); }
+void EmulatedMachine::arrive_expecting(uint64_t* barrier, uint32_t bytes) {
+  block_->barriers().arrive(barrier, bytes);
+}
+void EmulatedMachine::wait_barrier(uint64_t* barrier, uint32_t parity) {
+  if (block_->barriers().passed(barrier, parity)) return;
+  BarrierCall call{barrier, parity};
+  block_->wait(thread_, Collective::kMbarrier, &call);
+}
+void EmulatedMachine::copy_bulk(void* shared, const void* source, uint32_t bytes,
+                                uint64_t* barrier) {
+  block_->barriers().copy(shared, source, bytes, barrier);
+}
+
+void EmulatedMachine::wgmma_fence() { block_->at(thread_).wgmma.fence(); }
+void EmulatedMachine::issue_wgmma(WgmmaType type, std::span<float> d, const uint32_t (&a)[4],
+                                  uint64_t b, bool accumulate) {
+  block_->at(thread_).wgmma.issue(type, d, a, b, accumulate, block_->shared_bytes(),
+                                  thread_ % kWarpgroup == 0);
+}
+void EmulatedMachine::wgmma_commit() { block_->at(thread_).wgmma.commit(); }
+void EmulatedMachine::wait_wgmma(int newest) {
+  WgmmaWaitCall call{newest};
+  block_->wait(thread_, Collective::kWgmmaWait, &call);
 }
 
 void run_emulated(const LaunchShape& shape, uint64_t seed,

@@ -9,6 +9,7 @@
 
 #include "kernels/base/export.h"
 #include "kernels/cuda/launch_shape.h"
+#include "kernels/cuda/wgmma_descriptor.h"
 
 namespace gantry GANTRY_API {
 
@@ -24,7 +25,8 @@ struct alignas(16) Bits128 {
 ///
 /// Threads are fibers of one host thread, run in an order that a seed shuffles between any two
 /// synchronisations: a body that forgets one gives different results. Shared memory starts as NaN;
-/// asynchronous copies land when they are waited for and not before.
+/// asynchronous copies land when they are waited for and not before, or at any moment where that
+/// is all the hardware promises (emulated_barriers.h, emulated_wgmma.h).
 class EmulatedMachine {
  public:
   EmulatedMachine(EmulatedBlock& block, int thread) : block_(&block), thread_(thread) {}
@@ -64,7 +66,47 @@ class EmulatedMachine {
   /// Waits until all but the newest `newest` groups of this thread's copies have landed.
   void wait_copies(int newest);
 
+  // From here on: sm_90a only (Sm90Machine).
+
+  /// What descriptors call an address in shared memory.
+  [[nodiscard]] uint32_t shared_address(const void* shared) const noexcept;
+  /// An mbarrier whose phases end after `count` arrivals, and the bytes that they expect.
+  void init_barrier(uint64_t* barrier, uint32_t count);
+  /// Makes initialised barriers visible to other threads (after the next sync) and to copies.
+  void publish_barriers();
+  void arrive(uint64_t* barrier);
+  void arrive_expecting(uint64_t* barrier, uint32_t bytes);
+  /// Waits for the end of the phase of this parity; the phase before the first one has parity 1.
+  void wait_barrier(uint64_t* barrier, uint32_t parity);
+  /// Copies multiples of 16 bytes to shared memory, asynchronously; they count at `barrier`.
+  void copy_bulk(void* shared, const void* source, uint32_t bytes, uint64_t* barrier);
+  /// Makes what this thread wrote to shared memory visible to wgmma (after the next sync).
+  void publish_shared() noexcept {}
+  /// Gives back, or asks for, registers of the warpgroup.
+  template <int kRegisters>
+  void fewer_registers() noexcept {}
+  template <int kRegisters>
+  void more_registers() noexcept {}
+
+  /// Between other uses of registers and the products that use them: before every group.
+  void wgmma_fence();
+  /// d = a * b (+ d), asynchronously, of the warpgroup: 64 rows (16 a warp) x 2 kRegisters columns.
+  template <WgmmaType kType, int kRegisters>
+  void wgmma(float (&d)[kRegisters], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    issue_wgmma(kType, d, a, b, accumulate);
+  }
+  void wgmma_commit();
+  /// Waits until all but the newest groups have landed.
+  template <int kNewest>
+  void wgmma_wait() {
+    wait_wgmma(kNewest);
+  }
+
  private:
+  void issue_wgmma(WgmmaType type, std::span<float> d, const uint32_t (&a)[4], uint64_t b,
+                   bool accumulate);
+  void wait_wgmma(int newest);
+
   EmulatedBlock* block_;
   int thread_;
 };

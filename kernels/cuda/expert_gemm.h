@@ -24,6 +24,11 @@ struct ExpertGemm {
   int64_t bias_offset = -1;   ///< f32 [n]; -1: none
   DeviceMatrix matrix = {};
   const uint16_t* x = nullptr;  ///< rows in the order of row_element, of matrix.padded_k columns
+  // Or rows of e4m3 (WgmmaGemm alone reads them):
+  const uint8_t* x8 = nullptr;       ///< in the order of row8_element
+  const float* x_scales = nullptr;   ///< [x_groups, x_scale_stride] of each group and row
+  int64_t x_groups = 0;              ///< 1: of the whole row; else of 128 k each
+  int64_t x_scale_stride = 0;        ///< a multiple of 4: rows
   const TokenTile* tiles = nullptr;  ///< of RowPlan; null: dense_rows rows of slot 0
   const int32_t* totals = nullptr;   ///< of RowPlan
   int64_t dense_rows = 0;
@@ -49,46 +54,57 @@ struct ExpertGemm {
     return slots + slot * slot_stride + matrix_offset;
   }
 
-  /// Scales, biases, activation and store of one mma tile: c[e] of mma_c_place, outputs of
-  /// `weight_tile`, tokens first_row + 8 * column_tile and on.
-  GANTRY_DEVICE void finish(const TokenTile& tokens, int64_t weight_tile, int column_tile, int lane,
-                            const float (&c)[4]) const {
-    float sums[4];
+  /// What a lane needs of a weight tile to finish its sums: of its two rows.
+  struct Outputs {
+    int64_t tile;
+    int64_t row[2];  ///< of W, -1 for padding
+    float scale[2];
+    float bias[2];
+  };
+  GANTRY_DEVICE Outputs outputs_of(int32_t slot, int64_t weight_tile, int lane) const {
+    Outputs outputs{weight_tile, {}, {1.0F, 1.0F}, {}};
     GANTRY_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int r = lane / 4 + 8 * half;
       const int64_t row = matrix.row_at(weight_tile, r);
-      float scale = 1.0F;
+      outputs.row[half] = row;
       if (matrix.output_scale) {
-        scale = *reinterpret_cast<const float*>(matrix_of(tokens.slot) + matrix.output_scales +
-                                                (weight_tile * kTileRows + r) * 4);
+        outputs.scale[half] = *reinterpret_cast<const float*>(
+            matrix_of(slot) + matrix.output_scales + (weight_tile * kTileRows + r) * 4);
       }
-      float bias = 0.0F;
       if (bias_offset >= 0 && row >= 0) {
-        bias = reinterpret_cast<const float*>(slots + tokens.slot * slot_stride + bias_offset)[row];
+        outputs.bias[half] =
+            reinterpret_cast<const float*>(slots + slot * slot_stride + bias_offset)[row];
       }
-      sums[2 * half] = c[2 * half] * scale + bias;
-      sums[2 * half + 1] = c[2 * half + 1] * scale + bias;
     }
+    return outputs;
+  }
+
+  /// Scales, biases, activation and store of one mma tile: c[e] of mma_c_place, tokens
+  /// first_row + 8 * column_tile and on.
+  GANTRY_DEVICE void finish(const TokenTile& tokens, const Outputs& outputs, int column_tile,
+                            int lane, const float (&c)[4]) const {
+    float sums[4];
+    GANTRY_UNROLL
+    for (int e = 0; e < 4; ++e)
+      sums[e] = c[e] * outputs.scale[e / 2] + outputs.bias[e / 2];
     GANTRY_UNROLL
     for (int j = 0; j < 2; ++j) {
       const int token = 8 * column_tile + lane % 4 * 2 + j;
       if (activated) {
-        store_activated(tokens, weight_tile, token, lane, sums[j], sums[2 + j]);
+        store_activated(tokens, outputs.tile, token, lane, sums[j], sums[2 + j]);
       } else if (token < tokens.num_rows) {
-        store_sums(tokens, weight_tile, token, lane, sums[j], sums[2 + j]);
+        store_sums(tokens, outputs, token, sums[j], sums[2 + j]);
       }
     }
   }
 
  private:
-  GANTRY_DEVICE void store_sums(const TokenTile& tokens, int64_t weight_tile, int token, int lane,
+  GANTRY_DEVICE void store_sums(const TokenTile& tokens, const Outputs& outputs, int token,
                                 float first, float second) const {
     float* target = y + (tokens.first_row + token) * matrix.n;
-    const int64_t row = matrix.row_at(weight_tile, lane / 4);
-    const int64_t below = matrix.row_at(weight_tile, lane / 4 + 8);
-    if (row >= 0) target[row] = first;
-    if (below >= 0) target[below] = second;
+    if (outputs.row[0] >= 0) target[outputs.row[0]] = first;
+    if (outputs.row[1] >= 0) target[outputs.row[1]] = second;
   }
 
   // Padding of the outputs is stored too, as zeros: it is the next matrix' k.

@@ -59,6 +59,21 @@ GANTRY_HD inline float e4m3_bits_to_f32(uint32_t code) noexcept {
   return bits_to_f32(sign | ((code & 0x7fu) << 20)) * 0x1p120f;
 }
 
+/// Rounds to the nearest e4m3fn, ties to even; beyond 448 saturates; NaN stays NaN.
+GANTRY_HD inline uint32_t f32_to_e4m3_bits(float value) noexcept {
+  const uint32_t bits = f32_to_bits(value);
+  const uint32_t sign = (bits >> 24) & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return sign | 0x7fu;
+  if (magnitude >= 0x43e80000u) return sign | 0x7eu;  // 464 is half way to what would follow 448
+  if (magnitude < 0x3c800000u) {
+    // Below 2^-6: adding 2^(23 - 9) aligns the last bit kept with the last bit of f32.
+    return sign | (f32_to_bits(bits_to_f32(magnitude) + 16384.0f) - 0x46800000u);
+  }
+  const uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+  return sign | ((rounded - 0x3c000000u) >> 20);
+}
+
 /// 2^(code - 127); 255 is NaN, 0 the subnormal 2^-127.
 GANTRY_HD inline float e8m0_bits_to_f32(uint32_t code) noexcept {
   if (code == 255u) return bits_to_f32(0x7fc00000u);

@@ -8,20 +8,26 @@
 
 namespace gantry {
 
+template <DeviceElement kElement, int kColumns>
+inline constexpr int kMaxThreads<SkinnyGemm<kElement, kColumns>> =
+    SkinnyGemm<kElement, kColumns>::kWarps * 32;
+
 template <class Backend, DeviceElement kElement, int kColumns>
 void launch_skinny(const ExpertGemm& gemm, const DeviceAttributes& attributes,
-                   StreamHandle stream) {
+                   const StreamPlace& stream) {
   const SkinnyGemm<kElement, kColumns> kernel{gemm};
   Backend::launch(kernel, kernel.launch_shape(most_gemm_blocks(attributes)), attributes, stream);
 }
 
 template <class Backend, DeviceElement kElement>
-void launch_tiled(const ExpertGemm& gemm, const DeviceAttributes& attributes, StreamHandle stream) {
+void launch_tiled(const ExpertGemm& gemm, const DeviceAttributes& attributes,
+                  const StreamPlace& stream) {
   TiledGemm<kElement> kernel{gemm, 0};
   kernel.num_stages = TiledGemm<kElement>::stages_in(attributes.shared_bytes_per_block);
   Backend::launch(kernel, kernel.launch_shape(most_gemm_blocks(attributes)), attributes, stream);
 }
 
+/// Those that every GPU has.
 template <class Backend, DeviceElement kElement>
 GemmLaunches gemm_launches() {
   return {launch_skinny<Backend, kElement, kGemmColumns[0]>,
@@ -31,7 +37,8 @@ GemmLaunches gemm_launches() {
 
 /// A kernel that knows its own launch shape.
 template <class Backend, class Kernel>
-void launch_plain(const Kernel& kernel, const DeviceAttributes& attributes, StreamHandle stream) {
+void launch_plain(const Kernel& kernel, const DeviceAttributes& attributes,
+                  const StreamPlace& stream) {
   Backend::launch(kernel, kernel.launch_shape(), attributes, stream);
 }
 
@@ -46,8 +53,14 @@ DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>&
           .scan_counts = launch_plain<Backend, ScanCounts>,
           .place_choices = launch_plain<Backend, PlaceChoices>,
           .gather = launch_plain<Backend, GatherExpertRows>,
+          .quantize = launch_plain<Backend, QuantizeExpertRows>,
           .combine = launch_plain<Backend, CombineRows>,
-          .gemm = gemm};
+          .gemm = gemm,
+          .gemm_rows8 = nullptr,
+          .read_memory = launch_plain<Backend, ReadMemory>,
+          .mma_peak = launch_plain<Backend, MmaPeak>,
+          .wgmma_peak_bf16 = nullptr,
+          .wgmma_peak_e4m3 = nullptr};
 }
 
 }  // namespace gantry

@@ -5,11 +5,16 @@
 
 namespace gantry {
 
-const DeviceKernels& cuda_kernels() {
-  static const DeviceKernels kKernels =
+const DeviceKernels& cuda_kernels(bool sm90a) {
+  static const DeviceKernels kGeneric =
       device_kernels<CudaBackend>({cuda_gemm_bf16(), cuda_gemm_f16(), cuda_gemm_e4m3(),
                                    cuda_gemm_int8(), cuda_gemm_int4(), cuda_gemm_e2m1()});
-  return kKernels;
+  static const DeviceKernels kHopper = [] {
+    DeviceKernels kernels = kGeneric;
+    add_cuda_wgmma(kernels);
+    return kernels;
+  }();
+  return sm90a ? kHopper : kGeneric;
 }
 
 }  // namespace gantry

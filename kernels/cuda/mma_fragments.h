@@ -27,4 +27,10 @@ GANTRY_HD constexpr FragmentPlace mma_c_place(int lane, int e) noexcept {
   return {lane / 4 + (e >= 2 ? 8 : 0), lane % 4 * 2 + e % 2};
 }
 
+/// A [16 rows of the warp, 32 k] of 8-bit elements of wgmma m64k32: element e (0 .. 15) of a lane,
+/// four to a register.
+GANTRY_HD constexpr FragmentPlace wgmma_a8_place(int lane, int e) noexcept {
+  return {lane / 4 + e / 4 % 2 * 8, lane % 4 * 4 + e % 4 + e / 8 * 16};
+}
+
 }  // namespace gantry

@@ -132,7 +132,7 @@ struct SkinnyGemm {
           sum += all[((w * kColumns + c) * 4 + e) * 32 + lane];
         total[e] = sum;
       }
-      gemm.finish(tokens, weight_tile, c, lane, total);
+      gemm.finish(tokens, gemm.outputs_of(tokens.slot, weight_tile, lane), c, lane, total);
     }
   }
 };

@@ -106,7 +106,8 @@ struct TiledGemm {
       GANTRY_UNROLL
       for (int e = 0; e < 4; ++e)
         c[e] = own[(4 * i + e) * kThreads];
-      gemm.finish(tokens, weight_tile, column, part.lane, c);
+      gemm.finish(tokens, gemm.outputs_of(tokens.slot, weight_tile, part.lane), column, part.lane,
+                  c);
     }
   }
 

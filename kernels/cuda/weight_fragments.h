@@ -19,6 +19,12 @@ GANTRY_HD constexpr int chunk_steps(DeviceElement element) noexcept {
 
 GANTRY_HD constexpr bool is_coded(DeviceElement element) noexcept { return bits_of(element) < 16; }
 
+/// Whether codes times their scales are exact in bf16: 2 bits of e2m1, 4 of e4m3, powers of two.
+inline bool folds_scales(const DeviceMatrix& matrix) noexcept {
+  return matrix.element == DeviceElement::kE2M1 && matrix.group > 0 &&
+         (matrix.scale == ScaleType::kE8M0 || matrix.scale == ScaleType::kE4M3);
+}
+
 /// Four registers of two elements each: element e of mma_a_place is half e % 2 of register e / 2.
 /// Registers 0 and 2 belong to the lane's first row, 1 and 3 to its second (8 below).
 template <DeviceElement kElement, class Machine, class Chunk>
@@ -77,6 +83,7 @@ GANTRY_HD inline float device_scale(const std::byte* scales, ScaleType type, int
       return e8m0_bits_to_f32(static_cast<uint32_t>(scales[index]));
     case ScaleType::kE4M3:
       return e4m3_bits_to_f32(static_cast<uint32_t>(scales[index]));
+    case ScaleType::kInt8:  // device_matrix refuses it
     case ScaleType::kNone:
       break;
   }
@@ -110,10 +117,12 @@ template <DeviceElement kElement, class Machine, class Chunk>
 GANTRY_DEVICE void load_fragment(const DeviceMatrix& matrix, const Chunk& codes, int step,
                                  const GroupFactors& factors, uint32_t (&a)[4]) {
   decode_fragment<kElement, Machine>(codes, step, a);
-  if (!is_coded(kElement) || !matrix.zero_points) return;
-  GANTRY_UNROLL
-  for (int i = 0; i < 4; ++i)
-    a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
+  if constexpr (is_coded(kElement)) {
+    if (!matrix.zero_points) return;
+    GANTRY_UNROLL
+    for (int i = 0; i < 4; ++i)
+      a[i] = Machine::sub_bf16x2(a[i], factors.zero[i % 2]);
+  }
 }
 
 /// Adds what a group gave times its scales, and begins the next one.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "kernels/fused_moe/fused_experts_check.h"
 #include "kernels/fused_moe/int8_rows.h"
 #include "kernels/fused_moe/matrix_rows.h"
 #include "kernels/fused_moe/row_ops.h"
@@ -21,6 +22,9 @@ namespace {
 // Rows that stay in the L2 cache while the panels of a task pass by: 128 rows of 2048 bf16 are half
 // a MB, beside two panels of 128 KB (Zen 4, 1 MB of L2: 735 ms for 4096 tokens, 755 with 256).
 constexpr int64_t kChunkRows = 128;
+
+// Up to so many rows an expert, reading weights takes longer than multiplying.
+constexpr int64_t kStreamedRows = 5;
 
 // 2^16 products of an unsigned and a signed byte, 255 * -128 each, fit an int32.
 constexpr int64_t kMaxInt8Depth = 65536;
@@ -56,8 +60,10 @@ struct Pass {
   [[nodiscard]] const std::byte* slot(int64_t slot) const {
     return call.experts.slots + slot * call.experts.slot_stride_bytes;
   }
-  [[nodiscard]] const float* bias(int64_t slot_index, int64_t offset) const {
-    return offset < 0 ? nullptr : reinterpret_cast<const float*>(slot(slot_index) + offset);
+  /// A section of a slot; null where slots have none.
+  template <typename T = float>
+  [[nodiscard]] const T* section(int64_t slot_index, int64_t offset) const {
+    return offset < 0 ? nullptr : reinterpret_cast<const T*>(slot(slot_index) + offset);
   }
 };
 
@@ -94,55 +100,84 @@ QuantizedRows quantized_rows(const Pass& pass, ByteBuffer& rows, int64_t stride,
           .slot_stride_bytes = pass.call.experts.slot_stride_bytes};
 }
 
+// Rows begin .. begin + count - 1, all of one slot where slots transform x.
+void gather_rows(const Pass& pass, int64_t slot, int64_t begin, int64_t count, bool as_f32) {
+  const FusedExpertsCall& call = pass.call;
+  const PackedExperts& experts = call.experts;
+  const int64_t h = experts.hidden_size();
+  const bool mapped = call.rows.token != nullptr;
+  const float* scale = call.input_weights.empty() ? nullptr : call.input_weights.data();
+  pass.kernels.row_ops->gather({.x = mapped ? call.x.data() : call.x.data() + begin * h,
+                                .token = mapped ? call.rows.token + begin : nullptr,
+                                .choice = mapped ? call.rows.choice + begin : nullptr,
+                                .scale = mapped || scale == nullptr ? scale : scale + begin,
+                                .rows = pass.scratch.rows.data() + begin * pass.row_stride,
+                                .stride = pass.row_stride,
+                                .num_rows = count,
+                                .n = h,
+                                .padded = experts.w13.padded_k(),
+                                .round_bf16 = pass.round_bf16 && !as_f32,
+                                .store_bf16 = pass.store_rows_bf16 && !as_f32,
+                                .order = pass.section<int32_t>(slot, experts.x_order_offset),
+                                .factors = pass.section(slot, experts.x_factors_offset)});
+}
+
+void gather_task(const Pass& pass, int64_t task, bool as_f32) {
+  const std::span<const int32_t> offsets = pass.call.rows.offsets;
+  const int64_t begin = task * kGatherRows;
+  const int64_t end = std::min<int64_t>(begin + kGatherRows, offsets.back());
+  if (!pass.call.experts.transforms_x()) return gather_rows(pass, 0, begin, end - begin, as_f32);
+  int64_t slot = std::upper_bound(offsets.begin(), offsets.end(), begin) - offsets.begin() - 1;
+  for (int64_t row = begin; row < end; ++slot) {
+    const int64_t last = std::min<int64_t>(end, offsets[static_cast<size_t>(slot) + 1]);
+    if (row < last) gather_rows(pass, slot, row, last - row, as_f32);
+    row = last;
+  }
+}
+
+void gather(const Pass& pass, const Threads& threads, bool as_f32) {
+  // Lambdas that capture one reference fit into std::function without an allocation.
+  const std::pair<const Pass&, bool> job{pass, as_f32};
+  parallel_for(threads, ceil_div(pass.call.rows.offsets.back(), kGatherRows),
+               [&job](int64_t task) { gather_task(job.first, task, job.second); });
+}
+
 void gather_int8(const Pass& pass, const Threads& threads) {
   const FusedExpertsCall& call = pass.call;
   QuantizeInt8 rows = int8_rows_for(pass.kernels.w13, call.experts.w13);
-  rows.x = call.x.data();
-  rows.x_stride = call.experts.hidden_size();
-  rows.token = call.rows.token;
-  rows.choice = call.rows.choice;
-  rows.factor = call.input_weights.empty() ? nullptr : call.input_weights.data();
   rows.rows = pass.scratch.rows.data();
   rows.stride = pass.row_stride;
   rows.num_rows = call.rows.offsets.back();
+  if (call.experts.transforms_x()) {  // first as f32 where the codes will stand
+    gather(pass, threads, /*as_f32=*/true);
+    rows.x = reinterpret_cast<const float*>(rows.rows);
+    rows.x_stride = pass.row_stride / static_cast<int64_t>(sizeof(float));
+  } else {
+    rows.x = call.x.data();
+    rows.x_stride = call.experts.hidden_size();
+    rows.token = call.rows.token;
+    rows.choice = call.rows.choice;
+    rows.factor = call.input_weights.empty() ? nullptr : call.input_weights.data();
+  }
   quantize_int8_rows(rows, *pass.kernels.row_ops, call.x_quantizer,
                      quantized_rows(pass, pass.scratch.rows, pass.row_stride, call.experts.w13),
                      threads);
 }
 
-void gather_task(const Pass& pass, int64_t task) {
-  const FusedExpertsCall& call = pass.call;
-  const int64_t begin = task * kGatherRows;
-  const int64_t num_rows = call.rows.offsets.back();
-  const int64_t h = call.experts.hidden_size();
-  const bool mapped = call.rows.token != nullptr;
-  const bool scaled = !call.input_weights.empty();
-  const float* scale = scaled ? call.input_weights.data() : nullptr;
-  std::byte* rows = pass.scratch.rows.data() + begin * pass.row_stride;
-  const int64_t count = std::min(kGatherRows, num_rows - begin);
-  pass.kernels.row_ops->gather({.x = mapped ? call.x.data() : call.x.data() + begin * h,
-                                .token = mapped ? call.rows.token + begin : nullptr,
-                                .choice = mapped ? call.rows.choice + begin : nullptr,
-                                .scale = mapped || !scaled ? scale : scale + begin,
-                                .rows = rows,
-                                .stride = pass.row_stride,
-                                .num_rows = count,
-                                .n = h,
-                                .padded = call.experts.w13.padded_k(),
-                                .round_bf16 = pass.round_bf16,
-                                .store_bf16 = pass.store_rows_bf16});
-}
-
 // ---- pass 1: w13 and the activation
-// --------------------------------------------------------------
+
+int64_t active_slots(const Pass& pass) {
+  int64_t active = 0;
+  for (int64_t s = 0; s < pass.call.experts.num_slots; ++s)
+    active += pass.slot_rows(s) > 0 ? 1 : 0;
+  return active;
+}
 
 // Tasks of slot s are [task_offsets[s], task_offsets[s + 1]).
 int64_t plan_w13(Pass& pass, int num_threads) {
   const PackedExperts& experts = pass.call.experts;
   const int64_t panels = experts.w13.num_panels();
-  int64_t active = 0;
-  for (int64_t s = 0; s < experts.num_slots; ++s)
-    active += pass.slot_rows(s) > 0 ? 1 : 0;
+  const int64_t active = active_slots(pass);
   // About 32 tasks a thread: the last one to end then costs some 2 %; but runs of panels as long as
   // possible, because they are what the memory streams.
   const int64_t wanted = int64_t{32} * num_threads;
@@ -165,7 +200,8 @@ void w13_panel(const Pass& pass, int64_t slot, int64_t panel, int64_t row_begin,
   const int64_t width = experts.w13.panel_outputs();
   const int64_t column = panel * width;
   const int64_t j = experts.intermediate_size();
-  const float* bias = pass.bias(slot, experts.b13_offset);
+  const float* bias = pass.section(slot, experts.b13_offset);
+  const float* mid_factors = pass.section(slot, experts.mid_factors_offset);
   const int64_t element = pass.store_mid_bf16 ? 2 : 4;
   // The last panel also writes the zeros that w2's padded k meets.
   const bool last = panel + 1 == experts.w13.num_panels();
@@ -202,7 +238,8 @@ void w13_panel(const Pass& pass, int64_t slot, int64_t panel, int64_t row_begin,
          .alpha = call.activation.alpha,
          .beta = call.activation.beta,
          .other = apply_one_row,
-         .other_context = &call.activation});
+         .other_context = &call.activation,
+         .factors = mid_factors == nullptr ? nullptr : mid_factors + column});
   }
 }
 
@@ -216,8 +253,7 @@ void w13_task(const Pass& pass, int64_t task) {
   const int64_t chunk = (task - offsets[slot]) / runs;
   const int64_t first = (task - offsets[slot]) % runs * pass.panels_per_task;
   const int64_t last = std::min(panels, first + pass.panels_per_task);
-  const int64_t rows = pass.slot_rows(slot);
-  const int64_t chunk_rows = even_piece(rows, kChunkRows);
+  const int64_t chunk_rows = even_piece(pass.slot_rows(slot), kChunkRows);
   const int64_t row_begin = pass.call.rows.offsets[static_cast<size_t>(slot)] + chunk * chunk_rows;
   const int64_t row_end = std::min<int64_t>(row_begin + chunk_rows,
                                             pass.call.rows.offsets[static_cast<size_t>(slot) + 1]);
@@ -231,7 +267,6 @@ void w13_task(const Pass& pass, int64_t task) {
 }
 
 // ---- pass 2: w2 and the sum over experts
-// ---------------------------------------------------------
 
 void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* next) {
   const FusedExpertsCall& call = pass.call;
@@ -240,7 +275,7 @@ void w2_panel(const Pass& pass, int64_t slot, int64_t panel, const std::byte* ne
   const int64_t h = experts.hidden_size();
   const int64_t begin = call.rows.offsets[static_cast<size_t>(slot)];
   const int64_t end = call.rows.offsets[static_cast<size_t>(slot) + 1];
-  const float* bias = call.add_w2_bias ? pass.bias(slot, experts.b2_offset) : nullptr;
+  const float* bias = call.add_w2_bias ? pass.section(slot, experts.b2_offset) : nullptr;
   const int32_t* target = call.rows.out_row != nullptr ? call.rows.out_row : call.rows.token;
   const bool mapped = target != nullptr;
   float* out = call.out.data() + column;
@@ -316,59 +351,19 @@ void w2_task(const Pass& pass, int64_t task) {
 
 int64_t plan_w2(Pass& pass, int num_threads) {
   const int64_t panels = pass.call.experts.w2.num_panels();
+  const int64_t num_rows = pass.call.rows.offsets.back();
   // Every task reads all rows between the GEMMs once: few tasks where those are more bytes than the
-  // weights are.
-  const int64_t mid_bytes = pass.call.rows.offsets.back() * pass.mid_stride;
-  const bool many_rows = mid_bytes > int64_t{4} << 20;
-  const int64_t wanted = int64_t{many_rows ? 4 : 16} * num_threads;
+  // weights are. And few where experts have so few rows that memory is waited for, because the
+  // stream breaks where the panels of an expert end (Zen 4, 1 token of Qwen3-30B-A3B, 16, 4 and 2
+  // tasks a thread: w2 in bf16 620, 512 and 465 us, in int4 288, 203 and 205).
+  const bool many_bytes = num_rows * pass.mid_stride > int64_t{4} << 20;
+  const bool streams = num_rows <= kStreamedRows * active_slots(pass);
+  const int64_t wanted = int64_t{streams ? 2 : many_bytes ? 4 : 16} * num_threads;
   pass.panels_per_task = even_piece(panels, std::max<int64_t>(1, panels / wanted));
   return ceil_div(panels, pass.panels_per_task);
 }
 
-void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch,
-                const FusedExpertsScratchSize& needed) {
-  const PackedExperts& e = call.experts;
-  const int64_t h = e.hidden_size();
-  GANTRY_CHECK(e.w2.n == h && e.w13.num_outputs() == e.w2.k && e.w13.dtype == e.w2.dtype &&
-                   e.w13.format.coded() == e.w2.format.coded(),
-               ErrorCode::kInvalidArgument, "fused_experts: w13 [{}, {}] and w2 [{}, {}]", e.w13.n,
-               e.w13.k, e.w2.n, e.w2.k);
-  GANTRY_CHECK(is_gated(call.activation.kind) == e.w13.gated, ErrorCode::kInvalidArgument,
-               "fused_experts: activation {} and {} w13", to_string(call.activation.kind),
-               e.w13.gated ? "a gated" : "an ungated");
-  const auto slots = static_cast<size_t>(e.num_slots);
-  GANTRY_CHECK(call.rows.offsets.size() == slots + 1 && call.rows.order.size() == slots &&
-                   call.rows.offsets.front() == 0 &&
-                   std::is_sorted(call.rows.offsets.begin(), call.rows.offsets.end()),
-               ErrorCode::kInvalidArgument,
-               "fused_experts: expected {} slots and ascending row offsets from 0, found {} and {}",
-               slots, call.rows.order.size(), call.rows.offsets.size());
-  const bool own_rows = call.rows.out_row != nullptr;
-  GANTRY_CHECK((own_rows || call.x.size() == call.out.size()) &&
-                   call.x.size() % static_cast<size_t>(h) == 0 &&
-                   call.out.size() % static_cast<size_t>(h) == 0,
-               ErrorCode::kInvalidArgument, "fused_experts: {} inputs, {} outputs of [T, {}]",
-               call.x.size(), call.out.size(), h);
-  const auto fits = [&](int32_t row) {
-    return row >= 0 && static_cast<size_t>(row) < call.out.size() / static_cast<size_t>(h);
-  };
-  GANTRY_CHECK(!own_rows || (call.rows.choice != nullptr &&
-                             std::all_of(call.rows.out_row,
-                                         call.rows.out_row + call.rows.offsets.back(), fits)),
-               ErrorCode::kInvalidArgument,
-               "fused_experts: an output row outside the {} there are, or no choices",
-               call.out.size() / static_cast<size_t>(h));
-  GANTRY_CHECK(needed.rows_bytes <= static_cast<int64_t>(scratch.rows.size()) &&
-                   needed.intermediate_bytes <= static_cast<int64_t>(scratch.intermediate.size()) &&
-                   slots < scratch.task_offsets.size(),
-               ErrorCode::kInvalidArgument,
-               "fused_experts: {} rows need {} + {} bytes of scratch, there are {} + {}",
-               call.rows.offsets.back(), needed.rows_bytes, needed.intermediate_bytes,
-               scratch.rows.size(), scratch.intermediate.size());
-}
-
 // ---- the quantizers of kScheme
-// -------------------------------------------------------------------
 
 void quantize_x(const Pass& pass, const Threads& threads) {
   const FusedExpertsCall& call = pass.call;
@@ -400,18 +395,17 @@ void quantize_intermediate(const Pass& pass, const Threads& threads) {
   quantize_int8_rows(rows, *pass.kernels.row_ops, quantizer, all, threads);
 }
 
-// Group sums of all rows, for matrices with zero points.
+// Group sums of all rows, for matrices with zero points or minimums.
 void sum_rows(const Pass& pass, const MatrixKernels& kernels, const PackedLayout& layout,
               std::byte* rows, int64_t stride, const Threads& threads) {
-  if (!layout.format.zero_points || kernels.rows == ActivationDType::kInt8) return;
-  struct Sums {
+  if (!layout.format.needs_sums() || kernels.rows == ActivationDType::kInt8) return;
+  const struct {
     const MatrixKernels& kernels;
     const PackedLayout& layout;
     std::byte* rows;
     int64_t stride;
     int64_t num_rows;
-  };
-  const Sums sums{kernels, layout, rows, stride, pass.call.rows.offsets.back()};
+  } sums{kernels, layout, rows, stride, pass.call.rows.offsets.back()};
   parallel_for(threads, ceil_div(sums.num_rows, kGatherRows), [&sums](int64_t task) {
     const int64_t begin = task * kGatherRows;
     sum_groups(sums.kernels, sums.layout, sums.rows + begin * sums.stride, sums.stride,
@@ -453,19 +447,17 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
             .w2_coded = experts.w2.coded_panel(),
             .w13_panel_bytes = experts.w13.panel_bytes(),
             .w2_panel_bytes = experts.w2.panel_bytes(),
-            .row_stride = row_stride_bytes(kernels.w13, experts.w13),
+            .row_stride = gathered_stride_bytes(kernels.w13, experts.w13, experts.transforms_x()),
             .mid_stride = f32_row_stride_bytes(kernels.w2, experts.w2),
             .store_rows_bf16 = kernels.w13.rows == ActivationDType::kBF16,
             .store_mid_bf16 = kernels.w2.rows == ActivationDType::kBF16,
             .round_bf16 = call.activations == ActivationDType::kBF16,
             .kind = kind_of(call.activation.kind)};
   const int num_threads = threads.resolved_count();
-  // Lambdas that capture one reference fit into std::function without an allocation.
   if (kernels.w13.rows == ActivationDType::kInt8) {
     gather_int8(pass, threads);
   } else {
-    parallel_for(threads, ceil_div(num_rows, kGatherRows),
-                 [&pass](int64_t task) { gather_task(pass, task); });
+    gather(pass, threads, /*as_f32=*/false);
     quantize_x(pass, threads);
   }
   sum_rows(pass, kernels.w13, experts.w13, scratch.rows.data(), pass.row_stride, threads);

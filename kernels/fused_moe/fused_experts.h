@@ -25,9 +25,17 @@ struct PackedExperts {
   int64_t w2_offset = 0;
   int64_t b13_offset = -1;  ///< [S J] f32: gate, then up; -1: no bias
   int64_t b2_offset = -1;   ///< [H] f32, or -1
+  // What the inputs go through before they meet a matrix; bytes from the start of a slot, or -1.
+  int64_t x_order_offset = -1;      ///< [H] i32: column of x for each k of w13
+  int64_t x_factors_offset = -1;    ///< [H] f32, by k of w13
+  int64_t mid_factors_offset = -1;  ///< [J] f32, by k of w2
 
   [[nodiscard]] int64_t hidden_size() const noexcept { return w13.k; }
   [[nodiscard]] int64_t intermediate_size() const noexcept { return w2.k; }
+  /// Whether each slot gathers its rows of x in its own way.
+  [[nodiscard]] bool transforms_x() const noexcept {
+    return x_order_offset >= 0 || x_factors_offset >= 0;
+  }
 };
 
 struct RowOps;
@@ -118,11 +126,14 @@ struct FusedExpertsCall {
 /// gate and up of the same neurons meet in one accumulator block, the activation is applied there,
 /// and w2's sums go straight into the token rows.
 ///
-/// Rounding: x (after input_weights) and f(...) are rounded to bf16 where the activations are bf16;
-/// everything else is f32. With kScheme they are quantized and dequantized instead, in f32. A
-/// token's experts are added in the order of `rows.order`. The result of a token depends on nothing
-/// but its own input, weights and experts (not on the batch or the threads). Allocates nothing.
-/// Safe to call at once with different scratch and out.
+/// Where slots have an order or factors of inputs, W13 meets x[order] * factors instead of x, and
+/// W2 meets f(...) * factors.
+///
+/// Rounding: x (after input_weights and factors) and f(...) (after factors) are rounded to bf16
+/// where the activations are bf16; everything else is f32. With kScheme they are quantized and
+/// dequantized instead, in f32. A token's experts are added in the order of `rows.order`. The
+/// result of a token depends on nothing but its own input, weights and experts (not on the batch or
+/// the threads). Allocates nothing. Safe to call at once with different scratch and out.
 ///
 /// @throws Error kInvalidArgument if sizes do not fit together or the scratch is too small
 void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kernels,

@@ -23,7 +23,7 @@ int64_t tail_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noe
   if (kernels.rows == ActivationDType::kInt8) {
     return static_cast<int64_t>(sizeof(Int8RowTail)) + sums;
   }
-  return layout.format.zero_points ? sums : 0;
+  return layout.format.needs_sums() ? sums : 0;
 }
 
 // In lanes that the compiler can keep in vectors; the order depends on nothing but the count.
@@ -98,9 +98,14 @@ int64_t f32_row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& l
   return std::max(stride, padded_stride(layout.padded_k() * 4));
 }
 
+int64_t gathered_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout,
+                              bool through_f32) noexcept {
+  return through_f32 ? f32_row_stride_bytes(kernels, layout) : row_stride_bytes(kernels, layout);
+}
+
 void sum_groups(const MatrixKernels& kernels, const PackedLayout& layout, std::byte* rows,
                 int64_t stride, int64_t num_rows) noexcept {
-  if (!layout.format.zero_points) return;
+  if (!layout.format.needs_sums()) return;
   const int64_t k = layout.padded_k();
   const int64_t group = layout.format.group;
   const int64_t offset = row_tail_offset(kernels, layout);

@@ -13,11 +13,16 @@ int64_t row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layou
 /// The same where rows are written as f32 first: rows of int8 then take their place.
 int64_t f32_row_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout) noexcept;
 
+/// The one of the two for rows that are gathered, which go `through_f32` where slots transform
+/// them.
+int64_t gathered_stride_bytes(const MatrixKernels& kernels, const PackedLayout& layout,
+                              bool through_f32) noexcept;
+
 /// Bytes from the start of a row of x to what follows its columns (PanelGemm::x_sums).
 int64_t row_tail_offset(const MatrixKernels& kernels, const PackedLayout& layout) noexcept;
 
 /// Writes the group sums behind rows of x (see PanelGemm); nothing for matrices without zero
-/// points.
+/// points and minimums.
 void sum_groups(const MatrixKernels& kernels, const PackedLayout& layout, std::byte* rows,
                 int64_t stride, int64_t num_rows) noexcept;
 

@@ -8,8 +8,8 @@
 namespace gantry {
 
 /// Copies rows of x into the order and the format that a GEMM kernel reads.
-/// rows[r, i] = x[token[r], i] * scale[choice[r]], rounded to bf16 if wanted; zero from n to
-/// padded.
+/// rows[r, i] = x[token[r], order[i]] * factors[i] * scale[choice[r]], rounded to bf16 if wanted;
+/// zero from n to padded.
 struct GatherRows {
   const float* x;         ///< [T, n]
   const int32_t* token;   ///< [num_rows], or null: row r is token r
@@ -19,12 +19,15 @@ struct GatherRows {
   int64_t stride;         ///< bytes from row to row
   int64_t num_rows;
   int64_t n;
-  int64_t padded;   ///< columns written, at least n
-  bool round_bf16;  ///< values are rounded to bf16 ...
-  bool store_bf16;  ///< ... and stored as bf16 (implies round_bf16), else as f32
+  int64_t padded;                  ///< columns written, at least n
+  bool round_bf16;                 ///< values are rounded to bf16 ...
+  bool store_bf16;                 ///< ... and stored as bf16 (implies round_bf16), else as f32
+  const int32_t* order = nullptr;  ///< [n] columns of x; or null: column i is i
+  const float* factors = nullptr;  ///< [n], by column of the row; or null for 1
 };
 
-/// Applies an activation to a block of w13 sums: out[r, i] = f(gate, up), as f32 or bf16.
+/// Applies an activation to a block of w13 sums: out[r, i] = f(gate, up) * factors[i], as f32 or
+/// bf16.
 /// Gated: gate is c[r, i], up is c[r, 16 + i], i < 16. Else: gate is c[r, i], i < 32.
 struct ActivateBlock {
   const float* c;  ///< [num_rows, 32]
@@ -47,6 +50,7 @@ struct ActivateBlock {
   /// Everything else, one row at a time: out[i] = f(gate[i], up[i]) for n values in f32.
   void (*other)(const void* context, int64_t n, const float* gate, const float* up, float* out);
   const void* other_context;
+  const float* factors = nullptr;  ///< [n] or null for 1
 };
 
 /// Adds a block of w2 sums to its tokens: out[token[r], i] += weight[choice[r]] * (c[r, i] +

@@ -16,6 +16,10 @@ struct Vector {
   static Type loadu(const float* p, int64_t count) {
     return count >= kWidth ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, mask(count));
   }
+  static Type gather(const float* p, const int32_t* indices, int64_t count) {
+    const __m256i lanes = _mm256_maskload_epi32(indices, mask(count));
+    return _mm256_mask_i32gather_ps(zero(), p, lanes, _mm256_castsi256_ps(mask(count)), 4);
+  }
   static void store(float* p, Type v, int64_t count) {
     if (count >= kWidth) {
       _mm256_storeu_ps(p, v);

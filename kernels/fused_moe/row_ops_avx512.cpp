@@ -16,6 +16,10 @@ struct Vector {
     return static_cast<__mmask16>(count >= 16 ? 0xffffu : (1u << count) - 1u);
   }
   static Type loadu(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), p); }
+  static Type gather(const float* p, const int32_t* indices, int64_t count) {
+    const __m512i lanes = _mm512_maskz_loadu_epi32(mask(count), indices);
+    return _mm512_mask_i32gather_ps(zero(), mask(count), lanes, p, 4);
+  }
   static void store(float* p, Type v, int64_t count) {
     if (count >= kWidth) {
       _mm512_storeu_ps(p, v);

@@ -27,8 +27,13 @@ void gather(const GatherRows& g) noexcept {
     const float* x = g.x + (g.token != nullptr ? g.token[r] : r) * g.n;
     const float factor = g.scale != nullptr ? g.scale[g.choice != nullptr ? g.choice[r] : r] : 1.0F;
     for (int64_t i = 0; i < g.padded; ++i) {
-      store_value(g.rows + r * g.stride, i, i < g.n ? x[i] * factor : 0.0F, g.round_bf16,
-                  g.store_bf16);
+      float value = 0.0F;
+      if (i < g.n) {
+        value = x[g.order != nullptr ? g.order[i] : i];
+        if (g.factors != nullptr) value *= g.factors[i];
+        value *= factor;
+      }
+      store_value(g.rows + r * g.stride, i, value, g.round_bf16, g.store_bf16);
     }
   }
 }
@@ -66,6 +71,8 @@ void activate(const ActivateBlock& b) noexcept {
         values[i] = activated(b, a, b.gated ? c[16 + i] + up_bias : 0.0F);
       }
     }
+    for (int64_t i = 0; b.factors != nullptr && i < b.n; ++i)
+      values[i] *= b.factors[i];
     for (int64_t i = 0; i < b.padded; ++i)
       store_value(b.out + r * b.out_stride, i, values[i], b.round_bf16, b.store_bf16);
   }

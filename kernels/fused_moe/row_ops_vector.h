@@ -1,10 +1,10 @@
 #pragma once
 
 // Row operations over a vector type, for the files of one instruction set each. `V` has: Type,
-// kWidth, load, loadu(p, count), store, store(p, v, count), store_bf16(p, v, count), set1, zero,
-// add, sub, mul, fma, min (keeps NaN of the second operand), max (ditto), div, round (to nearest
-// even), scale(v, n) = v * 2^n, round_bf16. `count` lanes from 0 to kWidth are touched; others read
-// as zero.
+// kWidth, loadu(p, count), gather(p, indices, count), store(p, v, count), store_bf16(p, v, count),
+// keep(v, count), set1, zero, add, sub, mul, fma, min (keeps NaN of the second operand), max
+// (ditto), div, round (to nearest even), scale(v, n) = v * 2^n, round_bf16. `count` lanes from 0 to
+// kWidth are touched; others read as zero.
 
 #include "kernels/fused_moe/row_ops.h"
 
@@ -59,7 +59,9 @@ void gather(const GatherRows& g) {
     const bool scaled = g.scale != nullptr;
     const auto factor = V::set1(scaled ? g.scale[g.choice != nullptr ? g.choice[r] : r] : 1.0F);
     for (int64_t i = 0; i < g.padded; i += V::kWidth) {
-      auto value = V::loadu(x + i, clamp_count(g.n - i, V::kWidth));
+      const int64_t count = clamp_count(g.n - i, V::kWidth);
+      auto value = g.order != nullptr ? V::gather(x, g.order + i, count) : V::loadu(x + i, count);
+      if (g.factors != nullptr) value = V::mul(value, V::loadu(g.factors + i, count));
       if (scaled) value = V::mul(value, factor);
       store_row<V>(row, i, value, clamp_count(g.padded - i, V::kWidth), g.round_bf16, g.store_bf16);
     }
@@ -119,6 +121,7 @@ void activate(const ActivateBlock& b) {
         if (gated && b.bias_up != nullptr) u = V::add(u, V::loadu(b.bias_up + i, count));
         value = activated<V>(b, a, u);
       }
+      if (b.factors != nullptr) value = V::mul(value, V::loadu(b.factors + i, count));
       if (count < V::kWidth) value = V::keep(value, count);
       store_row<V>(row, i, value, clamp_count(b.padded - i, V::kWidth), b.round_bf16, b.store_bf16);
     }

@@ -46,9 +46,13 @@ struct Int8PanelOps {
           sum -= x * static_cast<int8_t>(call.panel[panel.zeros + at]) * unit_of(panel);
         }
         const bool scaled = panel.format.scale != ScaleType::kNone;
-        const float scale =
-            scaled ? load_scale(call.panel + panel.scales, panel.format.scale, at) : 1.0F;
+        const float scale = scaled ? group_scale(panel, call.panel, lane, group.group) : 1.0F;
         c[lane] = std::fma(static_cast<float>(sum), scale, group.group == 0 ? 0.0F : c[lane]);
+        if (!panel.format.minimums) continue;
+        int32_t x = 0;
+        std::memcpy(&x, sums + group.group * 4, 4);
+        c[lane] = std::fma(-static_cast<float>(x),
+                           group_minimum(panel, call.panel, lane, group.group), c[lane]);
       }
     }
   }

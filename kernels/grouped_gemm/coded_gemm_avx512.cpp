@@ -21,6 +21,11 @@ void panel_gemm_e4m3(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, E
 void panel_gemm_int8(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, Int8Codes>(call); }
 void panel_gemm_int4(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, Int4Codes>(call); }
 void panel_gemm_e2m1(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, E2M1Codes>(call); }
+void panel_gemm_e5m2(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, E5M2Codes>(call); }
+void panel_gemm_uint4(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, UInt4Codes>(call); }
+void panel_gemm_nf4(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, NF4Codes>(call); }
+void panel_gemm_fp4(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, FP4Codes>(call); }
+void panel_gemm_iq4(const PanelGemm& call) noexcept { coded_gemm<FmaMultiply, IQ4Codes>(call); }
 
 void dequantize_f32(const DequantizePanel& call) noexcept { dequantize<StoreF32>(call); }
 

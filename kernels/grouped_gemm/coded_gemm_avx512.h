@@ -21,9 +21,9 @@ constexpr int64_t kUngrouped = 256;
 // Adds to the sums of kRows rows what a pair of k gives. x points at the pair in the first row.
 struct FmaMultiply {
   static constexpr int64_t kBytes = 4;  // of one k in a row of x
-  template <int kRows>
+  template <int kRows, typename Pair>
   static void add(__m512 (&sums)[kRows][2], const std::byte* const (&start)[(kRows + 2) / 3],
-                  int64_t offset, int64_t stride, __m512i w0, __m512i w1) {
+                  int64_t offset, int64_t stride, const Pair& w0, const Pair& w1) {
     const __m512 even[2] = {even_of(w0), even_of(w1)};
     const __m512 odd[2] = {odd_of(w0), odd_of(w1)};
 #pragma GCC unroll 12
@@ -39,7 +39,17 @@ struct FmaMultiply {
   }
 };
 
-template <typename Multiply, typename Codes, int kRows>
+template <typename Multiply, typename Codes, int kPair, int kRows>
+void add_pair(__m512 (&sums)[kRows][2], const std::byte* const (&start)[(kRows + 2) / 3],
+              int64_t stride, const Codes& codes, const typename Codes::Line& gate,
+              const typename Codes::Line& up) {
+  Multiply::template add<kRows>(sums, start, kPair * 2 * Multiply::kBytes, stride,
+                                codes.template pair<kPair>(gate), codes.template pair<kPair>(up));
+}
+
+// kChains: sums of a group that are taken apart, so that an instruction need not wait for the one
+// before; they are added where the group ends.
+template <typename Multiply, typename Codes, int kRows, int kChains = 1>
 void coded_block(const PanelGemm& call, int64_t row) {
   constexpr bool kTotals = kRows <= kRowsWithTotals;
   constexpr int kStarts = (kRows + 2) / 3;
@@ -49,10 +59,14 @@ void coded_block(const PanelGemm& call, int64_t row) {
   const std::byte* line = call.panel + panel.codes;
   const std::byte* scale_at = call.panel + panel.scales;
   const std::byte* zero_at = panel.format.zero_points ? call.panel + panel.zeros : nullptr;
+  const bool minimums = panel.format.minimums;
+  const bool supers = panel.format.super_group > 0;
+  int64_t g = 0;
   const int64_t stride = call.x_stride;
   const std::byte* start[kStarts];
   for (int i = 0; i < kStarts; ++i)
     start[i] = call.x + (row + 3 * i) * stride;
+  FetchAhead<kRows> fetch(call);
   const std::byte* x_sums = call.x + row * stride + call.x_sums;
   float* c = call.c + row * 32;
 
@@ -68,35 +82,43 @@ void coded_block(const PanelGemm& call, int64_t row) {
       _mm512_store_ps(c + r * 32 + 16, _mm512_setzero_ps());
     }
   }
-  for (int64_t begin = 0; begin < call.k; begin += group) {
+  for (int64_t begin = 0; begin < call.k; begin += group, ++g) {
     const int64_t depth = begin + group < call.k ? group : call.k - begin;
-    __m512 sums[kRows][2];
+    __m512 chains[kChains][kRows][2];
+    auto& sums = chains[0];
+#pragma GCC unroll 4
+    for (auto& chain : chains) {
 #pragma GCC unroll 12
-    for (auto& sum : sums)
-      sum[0] = sum[1] = _mm512_setzero_ps();
+      for (auto& sum : chain)
+        sum[0] = sum[1] = _mm512_setzero_ps();
+    }
 #pragma GCC unroll 1
     for (const std::byte* end = line + depth / (2 * Codes::kPairs) * 128; line != end;
          line += 128) {
-      fetch_ahead<kRows>(line);
+      fetch.step();
       const auto gate = codes.load(line);
       const auto up = codes.load(line + 64);
-      constexpr int64_t kPairBytes = 2 * Multiply::kBytes;
-      Multiply::template add<kRows>(sums, start, 0, stride, codes.template pair<0>(gate),
-                                    codes.template pair<0>(up));
-      Multiply::template add<kRows>(sums, start, kPairBytes, stride, codes.template pair<1>(gate),
-                                    codes.template pair<1>(up));
+      add_pair<Multiply, Codes, 0>(chains[0], start, stride, codes, gate, up);
+      add_pair<Multiply, Codes, 1>(chains[1 % kChains], start, stride, codes, gate, up);
       if constexpr (Codes::kPairs == 4) {
-        Multiply::template add<kRows>(sums, start, 2 * kPairBytes, stride,
-                                      codes.template pair<2>(gate), codes.template pair<2>(up));
-        Multiply::template add<kRows>(sums, start, 3 * kPairBytes, stride,
-                                      codes.template pair<3>(gate), codes.template pair<3>(up));
+        add_pair<Multiply, Codes, 2>(chains[2 % kChains], start, stride, codes, gate, up);
+        add_pair<Multiply, Codes, 3>(chains[3 % kChains], start, stride, codes, gate, up);
       }
 #pragma GCC unroll 4
       for (int i = 0; i < kStarts; ++i)
-        start[i] += Codes::kPairs * kPairBytes;
+        start[i] += Codes::kPairs * 2 * Multiply::kBytes;
     }
-    const Scales scales = load_scales(scale_at, panel.format.scale);
+#pragma GCC unroll 4
+    for (int i = 1; i < kChains; ++i) {
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        sums[r][0] = _mm512_add_ps(sums[r][0], chains[i][r][0]);
+        sums[r][1] = _mm512_add_ps(sums[r][1], chains[i][r][1]);
+      }
+    }
+    Scales scales = load_scales(scale_at, panel.format.scale);
     scale_at += panel.scale_bytes;
+    if (supers) multiply_supers(scales, panel, call.panel + panel.super_scales, g);
     if (zero_at != nullptr) {  // sum of x * (q - z) = sum of x * q - z * sum of x
       const Scales zeros = load_zeros(zero_at);
       zero_at += 32;
@@ -108,8 +130,26 @@ void coded_block(const PanelGemm& call, int64_t row) {
         sums[r][0] = _mm512_fnmadd_ps(x, zeros.half[0], sums[r][0]);
         sums[r][1] = _mm512_fnmadd_ps(x, zeros.half[1], sums[r][1]);
       }
-      x_sums += 4;
     }
+    if (minimums) {  // sum of x * (q * s - m) = s * sum of x * q - m * sum of x
+      const Scales least = load_minimums(call.panel, panel, g);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        float of_x;
+        std::memcpy(&of_x, x_sums + r * stride, 4);
+        const __m512 x = _mm512_set1_ps(of_x);
+        if constexpr (kTotals) {
+          totals[r][0] = _mm512_fnmadd_ps(x, least.half[0], totals[r][0]);
+          totals[r][1] = _mm512_fnmadd_ps(x, least.half[1], totals[r][1]);
+        } else {
+          float* total = c + r * 32;
+          _mm512_store_ps(total, _mm512_fnmadd_ps(x, least.half[0], _mm512_load_ps(total)));
+          _mm512_store_ps(total + 16,
+                          _mm512_fnmadd_ps(x, least.half[1], _mm512_load_ps(total + 16)));
+        }
+      }
+    }
+    x_sums += 4;
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       if constexpr (kTotals) {
@@ -198,6 +238,16 @@ void any_block(const PanelGemm& call, int64_t row) {
   } else {
     coded_block<Multiply, Codes, kRows>(call, row);
   }
+}
+
+// For one or two rows, whose few sums would wait for themselves. Rows' bits differ from those of
+// coded_gemm.
+template <typename Multiply, typename Codes>
+void few_rows_gemm(const PanelGemm& call) {
+  int64_t row = 0;
+  for (; row + 2 <= call.num_rows; row += 2)
+    coded_block<Multiply, Codes, 2, Codes::kPairs>(call, row);
+  if (row < call.num_rows) coded_block<Multiply, Codes, 1, Codes::kPairs>(call, row);
 }
 
 template <typename Multiply, typename Codes>

@@ -31,6 +31,23 @@ void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept {
   coded_gemm<DotMultiply, E2M1Codes>(call);
 }
 
+void panel_gemm_int4_few_rows(const PanelGemm& call) noexcept {
+  few_rows_gemm<DotMultiply, Int4Codes>(call);
+}
+void panel_gemm_e5m2_dot(const PanelGemm& call) noexcept {
+  coded_gemm<DotMultiply, E5M2Codes>(call);
+}
+void panel_gemm_uint4_dot(const PanelGemm& call) noexcept {
+  coded_gemm<DotMultiply, UInt4Codes>(call);
+}
+void panel_gemm_nf4_dot(const PanelGemm& call) noexcept {
+  coded_gemm<DotMultiply, RoundedNF4Codes>(call);
+}
+void panel_gemm_fp4_dot(const PanelGemm& call) noexcept {
+  coded_gemm<DotMultiply, RoundedFP4Codes>(call);
+}
+void panel_gemm_iq4_dot(const PanelGemm& call) noexcept { coded_gemm<DotMultiply, IQ4Codes>(call); }
+
 void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept {
   coded_gemm<DotMultiply, FoldedE2M1Codes>(call);
 }

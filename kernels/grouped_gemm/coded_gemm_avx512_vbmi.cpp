@@ -66,4 +66,8 @@ void panel_gemm_e4m3_dot(const PanelGemm& call) noexcept {
   coded_gemm<DotMultiply, E4M3TableCodes>(call);
 }
 
+void panel_gemm_e4m3_few_rows(const PanelGemm& call) noexcept {
+  few_rows_gemm<DotMultiply, E4M3TableCodes>(call);
+}
+
 }  // namespace gantry::avx512

@@ -11,6 +11,7 @@
 #include "kernels/grouped_gemm/fetch_codes_avx512.h"
 #include "kernels/grouped_gemm/panel_gemm.h"
 #include "kernels/grouped_gemm/panel_scales_avx512.h"
+#include "kernels/quant/code_books.h"
 
 namespace gantry::avx512 {
 namespace {
@@ -87,6 +88,35 @@ struct E2M1Bytes {
   }
 };
 
+struct UInt4Bytes {
+  static constexpr int kQuads = 2;
+  static constexpr int kOffset = 0;
+  static constexpr float kUnit = 1.0F;
+  __m512i low = _mm512_set1_epi8(0x0f);
+
+  static __m512i units(__m512i values) { return values; }
+  template <int kQuad>
+  [[nodiscard]] __m512i quad(__m512i line) const {
+    return _mm512_and_si512(shifted<kQuad>(line), low);
+  }
+};
+
+struct IQ4Bytes {
+  static constexpr int kQuads = 2;
+  static constexpr int kOffset = 127;
+  static constexpr float kUnit = 1.0F;
+  __m512i low = _mm512_set1_epi8(0x0f);
+  __m512i table = _mm512_add_epi8(
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIQ4Values))),
+      _mm512_set1_epi8(127));
+
+  static __m512i units(__m512i values) { return values; }
+  template <int kQuad>
+  [[nodiscard]] __m512i quad(__m512i line) const {
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(shifted<kQuad>(line), low));
+  }
+};
+
 template <typename Codes, int kRows>
 void block(const PanelGemm& call, int64_t row) {
   constexpr bool kTotals = kRows <= kRowsWithTotals;
@@ -104,9 +134,11 @@ void block(const PanelGemm& call, int64_t row) {
   const std::byte* line = call.panel + panel.codes;
   const std::byte* scale_at = call.panel + panel.scales;
   const std::byte* zero_at = panel.format.zero_points ? call.panel + panel.zeros : nullptr;
+  int64_t g = 0;
   const std::byte* tail = call.x + row * stride + call.x_sums;
   // The sum of all codes is that of the only group there is.
   const std::byte* x_sums = tail + (grouped ? sizeof(Int8RowTail) : offsetof(Int8RowTail, sum));
+  FetchAhead<kRows> fetch(call);
   float* c = call.c + row * 32;
 
   __m512 totals[kTotals ? kRows : 1][2];
@@ -121,7 +153,7 @@ void block(const PanelGemm& call, int64_t row) {
       _mm512_store_ps(c + r * 32 + 16, _mm512_setzero_ps());
     }
   }
-  for (int64_t begin = 0; begin < call.k; begin += group) {
+  for (int64_t begin = 0; begin < call.k; begin += group, ++g) {
     const int64_t depth = begin + group < call.k ? group : call.k - begin;
     __m512i sums[kRows][2][kChains];
 #pragma GCC unroll 12
@@ -132,7 +164,7 @@ void block(const PanelGemm& call, int64_t row) {
     }
 #pragma GCC unroll 1
     for (const std::byte* end = line + depth / kDepth * 128; line != end; line += 128) {
-      fetch_ahead<kRows>(line);
+      fetch.step();
       const __m512i gate = _mm512_load_si512(line);
       const __m512i up = _mm512_load_si512(line + 64);
       const __m512i gate0 = codes.template quad<0>(gate);
@@ -158,8 +190,14 @@ void block(const PanelGemm& call, int64_t row) {
         start[i] += kDepth;
     }
     // sum of x * (q - z) = sum of x * (q + offset) - (z + offset) * sum of x
-    const Scales scales = load_scales(scale_at, panel.format.scale);
+    Scales scales = load_scales(scale_at, panel.format.scale);
     scale_at += panel.scale_bytes;
+    Scales least;
+    least.half[0] = least.half[1] = _mm512_setzero_ps();
+    if (panel.format.super_group > 0) {
+      multiply_supers(scales, panel, call.panel + panel.super_scales, g);
+    }
+    if (panel.format.minimums) least = load_minimums(call.panel, panel, g);
     __m512i shift[2] = {_mm512_set1_epi32(Codes::kOffset), _mm512_set1_epi32(Codes::kOffset)};
     if (zero_at != nullptr) {
       shift[0] = _mm512_add_epi32(shift[0], Codes::units(load_zero_codes(zero_at)));
@@ -187,6 +225,18 @@ void block(const PanelGemm& call, int64_t row) {
         _mm512_store_ps(total, _mm512_fmadd_ps(of_group0, scales.half[0], _mm512_load_ps(total)));
         _mm512_store_ps(total + 16,
                         _mm512_fmadd_ps(of_group1, scales.half[1], _mm512_load_ps(total + 16)));
+      }
+      if (panel.format.minimums) {  // sum of x * (q * s - m) = s * sum of x * q - m * sum of x
+        const __m512 of_x = _mm512_cvtepi32_ps(x);
+        if constexpr (kTotals) {
+          totals[r][0] = _mm512_fnmadd_ps(of_x, least.half[0], totals[r][0]);
+          totals[r][1] = _mm512_fnmadd_ps(of_x, least.half[1], totals[r][1]);
+        } else {
+          float* total = c + r * 32;
+          _mm512_store_ps(total, _mm512_fnmadd_ps(of_x, least.half[0], _mm512_load_ps(total)));
+          _mm512_store_ps(total + 16,
+                          _mm512_fnmadd_ps(of_x, least.half[1], _mm512_load_ps(total + 16)));
+        }
       }
     }
     x_sums += 4;
@@ -230,5 +280,7 @@ void run(const PanelGemm& call) {
 void panel_gemm_int8_vnni(const PanelGemm& call) noexcept { run<Int8Bytes>(call); }
 void panel_gemm_int4_vnni(const PanelGemm& call) noexcept { run<Int4Bytes>(call); }
 void panel_gemm_e2m1_vnni(const PanelGemm& call) noexcept { run<E2M1Bytes>(call); }
+void panel_gemm_uint4_vnni(const PanelGemm& call) noexcept { run<UInt4Bytes>(call); }
+void panel_gemm_iq4_vnni(const PanelGemm& call) noexcept { run<IQ4Bytes>(call); }
 
 }  // namespace gantry::avx512

@@ -35,10 +35,26 @@ constexpr CodedGemmKernel kCoded[] = {
      amx::panel_gemm_int8},
     {"e2m1_amx_32x32_emulated", Isa::kAmxEmulated, WeightElement::kE2M1, ScaleType::kNone,
      kInt8Rows, kNoBound, scalar::panel_gemm_int8_amx_emulated},
+    {"uint4_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kUInt4, ScaleType::kNone,
+     kInt8Rows, 8, avx512::panel_gemm_uint4_vnni},
+    {"uint4_amx_32x32", Isa::kAmxInt8, WeightElement::kUInt4, ScaleType::kNone, kInt8Rows, kNoBound,
+     amx::panel_gemm_int8},
+    {"uint4_amx_32x32_emulated", Isa::kAmxEmulated, WeightElement::kUInt4, ScaleType::kNone,
+     kInt8Rows, kNoBound, scalar::panel_gemm_int8_amx_emulated},
+    {"iq4_avx512_vnni_12x32", Isa::kAvx512Vnni, WeightElement::kIQ4, ScaleType::kNone, kInt8Rows, 8,
+     avx512::panel_gemm_iq4_vnni},
+    {"iq4_amx_32x32", Isa::kAmxInt8, WeightElement::kIQ4, ScaleType::kNone, kInt8Rows, kNoBound,
+     amx::panel_gemm_int8},
+    {"iq4_amx_32x32_emulated", Isa::kAmxEmulated, WeightElement::kIQ4, ScaleType::kNone, kInt8Rows,
+     kNoBound, scalar::panel_gemm_int8_amx_emulated},
+    {"e4m3_avx512_dot_2x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows, 1,
+     avx512::panel_gemm_e4m3_few_rows},
     {"e4m3_avx512_dot_12x32", Isa::kAvx512Vbmi, WeightElement::kE4M3, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_e4m3_dot},
     {"int8_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt8, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_int8_dot},
+    {"int4_avx512_dot_2x32", Isa::kAvx512Bf16, WeightElement::kInt4, ScaleType::kNone, kBF16Rows,
+     kFewRows, avx512::panel_gemm_int4_few_rows},
     {"int4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt4, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_int4_dot},
     {"nvfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE4M3, kBF16Rows,
@@ -47,6 +63,16 @@ constexpr CodedGemmKernel kCoded[] = {
      5, avx512::panel_gemm_e2m1_dot},
     {"mxfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE8M0, kBF16Rows,
      kNoBound, avx512::panel_gemm_mxfp4_dot, /*folds=*/true},
+    {"e5m2_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE5M2, ScaleType::kNone, kBF16Rows,
+     16, avx512::panel_gemm_e5m2_dot},
+    {"uint4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kUInt4, ScaleType::kNone, kBF16Rows,
+     16, avx512::panel_gemm_uint4_dot},
+    {"nf4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kNF4, ScaleType::kNone, kBF16Rows, 16,
+     avx512::panel_gemm_nf4_dot},
+    {"fp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kFP4, ScaleType::kNone, kBF16Rows, 16,
+     avx512::panel_gemm_fp4_dot},
+    {"iq4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kIQ4, ScaleType::kNone, kBF16Rows, 16,
+     avx512::panel_gemm_iq4_dot},
     {"e4m3_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE4M3, ScaleType::kNone, kF32Rows, 24,
      avx512::panel_gemm_e4m3},
     {"int8_avx512_fma_12x32", Isa::kAvx512, WeightElement::kInt8, ScaleType::kNone, kF32Rows, 24,
@@ -55,6 +81,16 @@ constexpr CodedGemmKernel kCoded[] = {
      avx512::panel_gemm_int4},
     {"e2m1_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE2M1, ScaleType::kNone, kF32Rows, 24,
      avx512::panel_gemm_e2m1},
+    {"e5m2_avx512_fma_12x32", Isa::kAvx512, WeightElement::kE5M2, ScaleType::kNone, kF32Rows, 24,
+     avx512::panel_gemm_e5m2},
+    {"uint4_avx512_fma_12x32", Isa::kAvx512, WeightElement::kUInt4, ScaleType::kNone, kF32Rows, 24,
+     avx512::panel_gemm_uint4},
+    {"nf4_avx512_fma_12x32", Isa::kAvx512, WeightElement::kNF4, ScaleType::kNone, kF32Rows, 24,
+     avx512::panel_gemm_nf4},
+    {"fp4_avx512_fma_12x32", Isa::kAvx512, WeightElement::kFP4, ScaleType::kNone, kF32Rows, 24,
+     avx512::panel_gemm_fp4},
+    {"iq4_avx512_fma_12x32", Isa::kAvx512, WeightElement::kIQ4, ScaleType::kNone, kF32Rows, 24,
+     avx512::panel_gemm_iq4},
 };
 
 constexpr PanelDequantizer kDequantizers[] = {
@@ -68,7 +104,10 @@ constexpr PanelDequantizer kDequantizers[] = {
 // One that folds a type of scales into the weights knows of no other factors.
 bool reads(const CodedGemmKernel& kernel, const WeightFormat& format) {
   if (kernel.element != format.element) return false;
-  if (kernel.folds && (format.zero_points || format.output_scale)) return false;
+  if (kernel.folds && (format.needs_sums() || format.output_scale)) return false;
+  // Halves are counted as integers there, minimums are not.
+  const bool halves = format.element == WeightElement::kE2M1 && kernel.rows == kInt8Rows;
+  if (halves && format.minimums) return false;
   return kernel.scale == ScaleType::kNone || kernel.scale == format.scale;
 }
 
@@ -82,7 +121,7 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
     }
     const bool wide = !format.grouped() || format.group >= kWideGroup;
     const bool int8 = coded.rows == kInt8Rows;
-    const int64_t rows = wide && !int8 ? kNoBound : coded.max_rows;
+    const int64_t rows = wide && !int8 && coded.max_rows > kFewRows ? kNoBound : coded.max_rows;
     if (rows <= covered) continue;
     if (request.batch_invariant) {  // the one way that serves the most rows
       kernels.coded[0] = {&coded, kNoBound};

@@ -25,6 +25,9 @@ struct CodedGemmKernel {
   bool folds = false;
 };
 
+/// Kernels for at most so many rows are never used for more.
+inline constexpr int64_t kFewRows = 2;
+
 /// With groups this wide the sums of groups cost little, and decoding in registers is best for any
 /// number of rows.
 inline constexpr int64_t kWideGroup = 64;

@@ -11,17 +11,20 @@ namespace {
 struct GroupFactors {
   Scales scales;
   Scales zeros;
+  Scales minimums;
 };
 
 template <typename Store, typename Codes, int kPair>
 void dequantize_pair(const Codes& codes, typename Codes::Line line, int half,
                      const GroupFactors& factors, std::byte* out) {
-  const __m512i pairs = codes.template pair<kPair>(line);
+  const auto pairs = codes.template pair<kPair>(line);
   const __m512 scale = factors.scales.half[half];
   const __m512 zero = factors.zeros.half[half];
+  const __m512 minimum = factors.minimums.half[half];
+  // Less +0 where there is no minimum, which changes nothing.
   Store::store(out + kPair * Store::kPairBytes, half,
-               _mm512_mul_ps(_mm512_sub_ps(even_of(pairs), zero), scale),
-               _mm512_mul_ps(_mm512_sub_ps(odd_of(pairs), zero), scale));
+               _mm512_sub_ps(_mm512_mul_ps(_mm512_sub_ps(even_of(pairs), zero), scale), minimum),
+               _mm512_sub_ps(_mm512_mul_ps(_mm512_sub_ps(odd_of(pairs), zero), scale), minimum));
 }
 
 template <typename Store, typename Codes>
@@ -39,6 +42,11 @@ void dequantize_codes(const DequantizePanel& call) {
     factors.scales =
         load_scales(call.panel + panel.scales + g * panel.scale_bytes, panel.format.scale);
     factors.zeros.half[0] = factors.zeros.half[1] = _mm512_setzero_ps();
+    factors.minimums = factors.zeros;
+    if (panel.format.super_group > 0) {
+      multiply_supers(factors.scales, panel, call.panel + panel.super_scales, g);
+    }
+    if (panel.format.minimums) factors.minimums = load_minimums(call.panel, panel, g);
     if (panel.format.zero_points) factors.zeros = load_zeros(call.panel + panel.zeros + g * 32);
     for (; k < group_end; k += kDepth) {
       const std::byte* line = call.panel + panel.codes + k / kDepth * 128;
@@ -68,6 +76,16 @@ void dequantize(const DequantizePanel& call) {
       return dequantize_codes<Store, Int4Codes>(call);
     case WeightElement::kE2M1:
       return dequantize_codes<Store, E2M1Codes>(call);
+    case WeightElement::kE5M2:
+      return dequantize_codes<Store, E5M2Codes>(call);
+    case WeightElement::kUInt4:
+      return dequantize_codes<Store, UInt4Codes>(call);
+    case WeightElement::kNF4:
+      return dequantize_codes<Store, NF4Codes>(call);
+    case WeightElement::kFP4:
+      return dequantize_codes<Store, FP4Codes>(call);
+    case WeightElement::kIQ4:
+      return dequantize_codes<Store, IQ4Codes>(call);
     case WeightElement::kPlain:
       return;
   }

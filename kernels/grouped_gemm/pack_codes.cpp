@@ -8,6 +8,7 @@
 #include "kernels/base/cpu_features.h"
 #include "kernels/base/float_convert.h"
 #include "kernels/grouped_gemm/pack_words.h"
+#include "kernels/quant/code_books.h"
 #include "kernels/quant/element_formats.h"
 
 namespace gantry {
@@ -20,6 +21,7 @@ int64_t code_byte(WeightElement element, int64_t lane, int64_t k) noexcept {
   const int64_t l = lane % kHalfPanel;
   switch (element) {
     case WeightElement::kE4M3:
+    case WeightElement::kE5M2:
       return line + l / 4 * 16 + k % 4 / 2 * 8 + l % 4 * 2 + k % 2;
     case WeightElement::kInt8:
       return line + l * 4 + k % 4;
@@ -81,6 +83,11 @@ bool store_scales(ScaleType type, const float* scales, int64_t count, int64_t gr
       return store_scales(scales, count, groups, target, e8m0_code, e8m0_to_f32);
     case ScaleType::kE4M3:
       return store_scales(scales, count, groups, target, e4m3_code, e4m3_to_f32);
+    case ScaleType::kInt8:
+      return store_scales(
+          scales, count, groups, target,
+          [](float v) { return static_cast<int8_t>(std::clamp(v, -128.0F, 127.0F)); },
+          [](int8_t code) { return static_cast<float>(code); });
     case ScaleType::kNone:
       break;
   }
@@ -113,7 +120,7 @@ void copy_scales(ScaleType type, const std::byte* scales, int64_t stride, int64_
 
 WordOrder word_order(WeightElement element) noexcept {
   if (bits_of(element) == 4) return WordOrder::kNibblePairs;
-  return element == WeightElement::kE4M3 ? WordOrder::kPairs : WordOrder::kBytes;
+  return element == WeightElement::kInt8 ? WordOrder::kBytes : WordOrder::kPairs;
 }
 
 void pack_words(const PackWords& call) noexcept {
@@ -174,6 +181,16 @@ float code_value(WeightElement element, uint8_t code) noexcept {
       return static_cast<float>(sign_extend(code & 0xfu, 4));
     case WeightElement::kE2M1:
       return e2m1_to_f32(code & 0xfu);
+    case WeightElement::kE5M2:
+      return e5m2_to_f32(code);
+    case WeightElement::kUInt4:
+      return static_cast<float>(code & 0xfu);
+    case WeightElement::kNF4:
+      return kNF4Values[code & 0xfu];
+    case WeightElement::kFP4:
+      return kFP4Values[code & 0xfu];
+    case WeightElement::kIQ4:
+      return static_cast<float>(kIQ4Values[code & 0xfu]);
     case WeightElement::kPlain:
       break;
   }
@@ -192,10 +209,35 @@ float load_scale(const std::byte* scales, ScaleType type, int64_t index) noexcep
       return e8m0_to_f32(static_cast<uint8_t>(scales[index]));
     case ScaleType::kE4M3:
       return e4m3_to_f32(static_cast<uint8_t>(scales[index]));
+    case ScaleType::kInt8:
+      return static_cast<float>(static_cast<int8_t>(scales[index]));
     case ScaleType::kNone:
       break;
   }
   return 1.0F;
+}
+
+namespace {
+
+// A factor of a lane's group, times what its super-group has.
+float both_levels(const CodedPanel& panel, const std::byte* factors, const std::byte* supers,
+                  int64_t lane, int64_t group) noexcept {
+  const float factor = load_scale(factors, panel.format.scale, group * kPanelWidth + lane);
+  if (panel.format.super_group == 0) return factor;
+  const int64_t super = group >> panel.super_shift;
+  return factor * load_scale(supers, ScaleType::kF16, super * kPanelWidth + lane);
+}
+
+}  // namespace
+
+float group_scale(const CodedPanel& panel, const std::byte* data, int64_t lane,
+                  int64_t group) noexcept {
+  return both_levels(panel, data + panel.scales, data + panel.super_scales, lane, group);
+}
+
+float group_minimum(const CodedPanel& panel, const std::byte* data, int64_t lane,
+                    int64_t group) noexcept {
+  return both_levels(panel, data + panel.minimums, data + panel.super_minimums, lane, group);
 }
 
 uint8_t code_at(const CodedPanel& panel, const std::byte* data, int64_t lane, int64_t k) noexcept {
@@ -208,10 +250,13 @@ float weight_at(const CodedPanel& panel, const std::byte* data, int64_t lane, in
   const WeightFormat& format = panel.format;
   const float value = code_value(format.element, code_at(panel, data, lane, k));
   if (!format.grouped()) return value;
-  const int64_t at = k / format.group * kPanelWidth + lane;
-  const auto zero =
-      format.zero_points ? static_cast<float>(static_cast<int8_t>(data[panel.zeros + at])) : 0.0F;
-  return (value - zero) * load_scale(data + panel.scales, format.scale, at);
+  const int64_t g = k / format.group;
+  const int64_t at = g * kPanelWidth + lane;
+  const float less_zero =
+      format.zero_points ? value - static_cast<float>(static_cast<int8_t>(data[panel.zeros + at]))
+                         : value;
+  const float product = less_zero * group_scale(panel, data, lane, g);
+  return format.minimums ? product - group_minimum(panel, data, lane, g) : product;
 }
 
 bool pack_coded_rows(const PackedLayout& layout, const CodedBlock& block, int64_t row_begin,
@@ -219,6 +264,8 @@ bool pack_coded_rows(const PackedLayout& layout, const CodedBlock& block, int64_
   const CodedPanel sections = layout.coded_panel();
   const WeightFormat& format = layout.format;
   const int64_t groups = format.grouped() ? (layout.k + format.group - 1) / format.group : 0;
+  const int64_t supers =
+      format.super_group > 0 ? (layout.k + format.super_group - 1) / format.super_group : 0;
   bool exact = true;
   for (int64_t row = 0; row < block.rows;) {
     const PackedLayout::Place place = layout.place_of(row_begin + row);
@@ -231,6 +278,18 @@ bool pack_coded_rows(const PackedLayout& layout, const CodedBlock& block, int64_
                   count, groups, scales);
     } else if (groups > 0) {
       exact &= store_scales(format.scale, block.scales + row * groups, count, groups, scales);
+    }
+    if (groups > 0 && format.minimums) {
+      exact &= store_scales(format.scale, block.minimums + row * groups, count, groups,
+                            panel + sections.minimums + place.lane * size_of(format.scale));
+    }
+    if (supers > 0) {
+      exact &= store_scales(ScaleType::kF16, block.super_scales + row * supers, count, supers,
+                            panel + sections.super_scales + place.lane * 2);
+    }
+    if (supers > 0 && format.minimums) {
+      exact &= store_scales(ScaleType::kF16, block.super_minimums + row * supers, count, supers,
+                            panel + sections.super_minimums + place.lane * 2);
     }
     for (int64_t g = 0; format.zero_points && g < groups; ++g) {
       for (int64_t r = 0; r < count; ++r) {

@@ -25,12 +25,15 @@ struct CodedBlock {
   /// Instead of `scales`: in the layout's scale type, the rows scale_stride bytes apart.
   const std::byte* stored_scales = nullptr;
   int64_t scale_stride = 0;
+  const float* minimums = nullptr;        ///< [rows, groups], like scales
+  const float* super_scales = nullptr;    ///< [rows, super-groups], values of f16
+  const float* super_minimums = nullptr;  ///< the same
 };
 
 /// Packs rows row_begin .. row_begin + rows - 1, whole (cols == layout.k), into a coded matrix.
 /// Different rows may be packed by several threads at once if no two of them share a 64-byte line:
 /// rows of different panels. Padding is not touched (the destination starts as zeros).
-/// @return false if a scale is not a value of the layout's scale type
+/// @return false if a scale or minimum is not a value of the layout's scale type
 [[nodiscard]] bool pack_coded_rows(const PackedLayout& layout, const CodedBlock& block,
                                    int64_t row_begin, std::byte* packed) noexcept;
 
@@ -40,7 +43,14 @@ float code_value(WeightElement element, uint8_t code) noexcept;
 /// A scale as it is stored.
 float load_scale(const std::byte* scales, ScaleType type, int64_t index) noexcept;
 
-/// The weight (lane, k) of a coded panel, without its output scale: (value(code) - zero) * scale.
+/// The scale and the minimum of a lane's group, both levels multiplied. Zero point and minimum of
+/// formats that have none are not there to be asked for.
+float group_scale(const CodedPanel& panel, const std::byte* data, int64_t lane,
+                  int64_t group) noexcept;
+float group_minimum(const CodedPanel& panel, const std::byte* data, int64_t lane,
+                    int64_t group) noexcept;
+
+/// The weight (lane, k) of a coded panel, without its output scale.
 float weight_at(const CodedPanel& panel, const std::byte* data, int64_t lane, int64_t k) noexcept;
 
 /// The code (lane, k) of a coded panel.

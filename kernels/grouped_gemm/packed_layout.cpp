@@ -83,6 +83,16 @@ std::string_view to_string(WeightElement element) {
       return "int4";
     case WeightElement::kE2M1:
       return "e2m1";
+    case WeightElement::kE5M2:
+      return "e5m2";
+    case WeightElement::kUInt4:
+      return "uint4";
+    case WeightElement::kNF4:
+      return "nf4";
+    case WeightElement::kFP4:
+      return "fp4";
+    case WeightElement::kIQ4:
+      return "iq4";
     case WeightElement::kPlain:
       break;
   }
@@ -101,6 +111,8 @@ std::string_view to_string(ScaleType type) {
       return "e8m0";
     case ScaleType::kE4M3:
       return "e4m3";
+    case ScaleType::kInt8:
+      return "int8";
     case ScaleType::kNone:
       break;
   }
@@ -114,7 +126,9 @@ int64_t align_line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 std::string to_string(const WeightFormat& format) {
   std::string text(to_string(format.element));
   if (format.grouped()) text += fmt::format(" g{} {}", format.group, to_string(format.scale));
+  if (format.super_group > 0) text += fmt::format(" x f16 g{}", format.super_group);
   if (format.zero_points) text += " zero points";
+  if (format.minimums) text += " minimums";
   if (format.output_scale) text += format.grouped() ? " + f32 a row" : " f32 a row";
   return text;
 }
@@ -127,9 +141,19 @@ CodedPanel PackedLayout::coded_panel() const noexcept {
   CodedPanel panel{.format = format};
   if (format.grouped()) panel.num_groups = (padded_k() + format.group - 1) / format.group;
   panel.scale_bytes = kPanelWidth * size_of(format.scale);
-  panel.zeros = align_line(panel.num_groups * panel.scale_bytes);
-  panel.output_scales =
+  const int64_t scales = align_line(panel.num_groups * panel.scale_bytes);
+  panel.zeros = scales;
+  panel.minimums =
       panel.zeros + (format.zero_points ? align_line(panel.num_groups * kPanelWidth) : 0);
+  panel.super_scales = panel.minimums + (format.minimums ? scales : 0);
+  if (format.super_group > 0) {
+    panel.num_supers = (padded_k() + format.super_group - 1) / format.super_group;
+    while (format.group << panel.super_shift < format.super_group)
+      ++panel.super_shift;
+  }
+  const int64_t supers = panel.num_supers * kPanelWidth * 2;
+  panel.super_minimums = panel.super_scales + supers;
+  panel.output_scales = panel.super_minimums + (format.minimums ? supers : 0);
   panel.codes = panel.output_scales + (format.output_scale ? kPanelWidth * 4 : 0);
   panel.bytes = panel.codes + padded_k() * kPanelWidth * bits_of(format.element) / 8;
   return panel;
@@ -138,8 +162,11 @@ CodedPanel PackedLayout::coded_panel() const noexcept {
 int64_t PackedLayout::owned_bytes() const noexcept {
   if (!format.coded()) return n * k * size_of(dtype);
   const int64_t groups = format.grouped() ? (k + format.group - 1) / format.group : 0;
-  const int64_t group_bytes = size_of(format.scale) + (format.zero_points ? 1 : 0);
-  return n * ((k * bits_of(format.element) + 7) / 8 + groups * group_bytes +
+  const int64_t pair = format.minimums ? 2 : 1;
+  const int64_t group_bytes = pair * size_of(format.scale) + (format.zero_points ? 1 : 0);
+  const int64_t supers =
+      format.super_group > 0 ? (k + format.super_group - 1) / format.super_group : 0;
+  return n * ((k * bits_of(format.element) + 7) / 8 + groups * group_bytes + supers * pair * 2 +
               (format.output_scale ? 4 : 0));
 }
 

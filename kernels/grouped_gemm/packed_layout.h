@@ -37,15 +37,16 @@ constexpr int64_t padded_depth(int64_t k) noexcept {
 ///
 /// A coded matrix (WeightFormat) has sections in each panel, each padded to 64 bytes:
 ///
-///   | scales [G, 32] | zero points [G, 32] i8 | output scales [32] f32 | codes |
+///   | scales [G, 32] | zero points [G, 32] i8 | minimums [G, 32] | super-scales [S, 32] f16 |
+///   | super-minimums [S, 32] f16 | output scales [32] f32 | codes |
 ///
-/// with G groups of the padded k. Codes come in lines of 64 bytes for 16 lanes (lanes 0..15 first,
-/// then 16..31 of the same k), l = lane % 16:
+/// with G groups and S super-groups of the padded k. Codes come in lines of 64 bytes for 16 lanes
+/// (lanes 0..15 first, then 16..31 of the same k), l = lane % 16:
 ///
-///   e4m3:        4 k a line, byte (l / 4) * 16 + (k % 4 / 2) * 8 + (l % 4) * 2 + k % 2: unpacking
+///   e4m3, e5m2:  4 k a line, byte (l / 4) * 16 + (k % 4 / 2) * 8 + (l % 4) * 2 + k % 2: unpacking
 ///                the low and high halves of 16-byte blocks to words gives pairs of k
 ///   int8:        4 k a line, byte l * 4 + k % 4: the operand of vpdpbusd and tdpbssd
-///   int4, e2m1:  8 k a line, 16-bit word l * 2 + k % 2, nibble k % 8 / 2: each shift by 4 bits
+///   4 bits:      8 k a line, 16-bit word l * 2 + k % 2, nibble k % 8 / 2: each shift by 4 bits
 ///                gives the table indices of a pair of k
 struct PackedLayout {
   DType dtype = DType::kBF16;  ///< f32, f16 or bf16; of a coded matrix: f32, what it decodes to

@@ -26,8 +26,8 @@ struct PanelGemm {
   float* c;                 ///< [num_rows, 32], written; 64-byte aligned
   const std::byte* next;    ///< as many bytes as the panel has, fetched towards the cache; or null
   bool accumulate = false;  ///< C's old values are where the sums begin; only for plain panels
-  /// Sections of a coded panel, else null. With zero points every row of x is followed by its sums
-  /// over the groups, [groups] f32, at `x_sums` bytes from the row's start.
+  /// Sections of a coded panel, else null. With zero points or minimums every row of x is followed
+  /// by its sums over the groups, [groups] f32, at `x_sums` bytes from the row's start.
   const CodedPanel* coded = nullptr;
   int64_t x_sums = 0;
 };
@@ -79,6 +79,20 @@ void panel_gemm_int8_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
 void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_e4m3_few_rows(const PanelGemm& call) noexcept;
+void panel_gemm_int4_few_rows(const PanelGemm& call) noexcept;
+void panel_gemm_e5m2(const PanelGemm& call) noexcept;
+void panel_gemm_uint4(const PanelGemm& call) noexcept;
+void panel_gemm_nf4(const PanelGemm& call) noexcept;
+void panel_gemm_fp4(const PanelGemm& call) noexcept;
+void panel_gemm_iq4(const PanelGemm& call) noexcept;
+void panel_gemm_e5m2_dot(const PanelGemm& call) noexcept;
+void panel_gemm_uint4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_nf4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_fp4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_iq4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_uint4_vnni(const PanelGemm& call) noexcept;
+void panel_gemm_iq4_vnni(const PanelGemm& call) noexcept;
 void panel_gemm_int8_vnni(const PanelGemm& call) noexcept;
 void panel_gemm_int4_vnni(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_vnni(const PanelGemm& call) noexcept;

@@ -53,12 +53,32 @@ Scales load_scales(const std::byte* p, ScaleType type) {
                                         code, _mm512_set1_epi32(static_cast<int>(0x80000000u)))));
         break;
       }
+      case ScaleType::kInt8:
+        scales.half[h] = _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16))));
+        break;
       case ScaleType::kNone:
         scales.half[h] = _mm512_set1_ps(1.0F);
         break;
     }
   }
   return scales;
+}
+
+// Times the f16 values of group g's super-group: exact, 8 by 11 bits.
+void multiply_supers(Scales& scales, const CodedPanel& panel, const std::byte* supers, int64_t g) {
+  const Scales super = load_scales(supers + (g >> panel.super_shift) * 64, ScaleType::kF16);
+  scales.half[0] = _mm512_mul_ps(scales.half[0], super.half[0]);
+  scales.half[1] = _mm512_mul_ps(scales.half[1], super.half[1]);
+}
+
+// The minimums of group g.
+[[maybe_unused]] Scales load_minimums(const std::byte* data, const CodedPanel& panel, int64_t g) {
+  Scales minimums = load_scales(data + panel.minimums + g * panel.scale_bytes, panel.format.scale);
+  if (panel.format.super_group > 0) {
+    multiply_supers(minimums, panel, data + panel.super_minimums, g);
+  }
+  return minimums;
 }
 
 // Zero points of 16 lanes.

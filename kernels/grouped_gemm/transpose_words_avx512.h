@@ -38,17 +38,12 @@ inline void transpose_quarters(const __m512i (&in)[4], __m512i (&out)[4]) {
 
 }  // namespace transpose_detail
 
-/// Reads 16 dwords of each of 16 rows and writes them column by column, 128 bytes apart, each
-/// column after finish(column).
-template <typename Byte, typename Finish>
-inline void transpose_tile(const Byte* source, int64_t row_stride, std::byte* target,
-                           const Finish& finish) {
-  __m512i rows[4][4];  // rows[i][j] is row 4 i + j
+/// Transposes 16 rows of 16 dwords, row 4 i + j in rows[i][j]: store(column, line) takes each
+/// column. The rows are overwritten.
+template <typename Store>
+inline void transpose_dwords(__m512i (&rows)[4][4], const Store& store) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j)
-      rows[i][j] = _mm512_loadu_si512(source + (4 * i + j) * row_stride);
     transpose_detail::transpose_lanes(rows[i]);  // now quarter q of rows[i][j]: column 4 q + j of
                                                  // rows 4 i .. 4 i + 3
   }
@@ -59,8 +54,25 @@ inline void transpose_tile(const Byte* source, int64_t row_stride, std::byte* ta
     transpose_detail::transpose_quarters(same_column, lines);
 #pragma GCC unroll 4
     for (int quarter = 0; quarter < 4; ++quarter)
-      _mm512_store_si512(target + (4 * quarter + j) * 128, finish(lines[quarter]));
+      store(4 * quarter + j, lines[quarter]);
   }
+}
+
+/// Reads 16 dwords of each of 16 rows and writes them column by column, 128 bytes apart, each
+/// column after finish(column).
+template <typename Byte, typename Finish>
+inline void transpose_tile(const Byte* source, int64_t row_stride, std::byte* target,
+                           const Finish& finish) {
+  __m512i rows[4][4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      rows[i][j] = _mm512_loadu_si512(source + (4 * i + j) * row_stride);
+  }
+  transpose_dwords(rows, [&](int column, __m512i line) {
+    _mm512_store_si512(target + column * 128, finish(line));
+  });
 }
 
 }  // namespace gantry::avx512

@@ -44,12 +44,12 @@ class WeightGrid final : public GptqGrid {
 
 QuantizedWeights gptq_weights(const WeightQuantization& quantization,
                               std::span<const float> weights, int64_t out,
-                              const GptqHessian& hessian, float shared_amax,
-                              const Threads& threads) {
+                              const GptqHessian& hessian, float shared_amax, const Threads& threads,
+                              bool order_groups) {
   const int64_t in = hessian.size();
   QuantizedWeights quantized = quantize_weights(quantization, weights, out, in, shared_amax);
   const int64_t groups = quantization.num_groups(in);
-  const bool chosen_on_the_way = quantization.rows == 1 && hessian.in_order();
+  const bool chosen_on_the_way = quantization.rows == 1 && (hessian.in_order() || order_groups);
   GptqScales scales{.group = quantization.group, .fixed = {}};
   if (!chosen_on_the_way) {
     for (int64_t o = 0; o < out; ++o) {
@@ -62,6 +62,7 @@ QuantizedWeights gptq_weights(const WeightQuantization& quantization,
   const WeightGrid grid(quantization, quantized.second);
   GptqMatrix solved = gptq_quantize(weights, out, hessian, scales, grid, threads);
   quantized.codes = std::move(solved.codes);
+  quantized.input_groups = std::move(solved.input_groups);
   if (!chosen_on_the_way) return quantized;
   for (size_t s = 0; s < solved.scales.size(); ++s) {
     quantized.scales[s] = solved.scales[s].stored;

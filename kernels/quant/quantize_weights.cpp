@@ -1,6 +1,7 @@
 #include "kernels/quant/quantize_weights.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/base/check.h"
 #include "kernels/quant/element_formats.h"
@@ -37,6 +38,14 @@ std::vector<WeightRange> scale_ranges(const WeightQuantization& quantization,
   return ranges;
 }
 
+void clip(std::span<WeightRange> ranges, std::span<const float> clips) {
+  if (clips.empty()) return;
+  GANTRY_CHECK(clips.size() == ranges.size(), ErrorCode::kInvalidArgument,
+               "expected {} clips, found {}", ranges.size(), clips.size());
+  for (size_t i = 0; i < ranges.size(); ++i)
+    ranges[i] = {ranges[i].low * clips[i], ranges[i].high * clips[i]};
+}
+
 // group_scale of every group under a second scale, all at once.
 void set_two_level_scales(QuantizedWeights& quantized, std::span<const WeightRange> ranges,
                           const WeightRowOps& ops) {
@@ -63,7 +72,7 @@ void set_two_level_scales(QuantizedWeights& quantized, std::span<const WeightRan
 
 void set_codes(QuantizedWeights& quantized, std::span<const float> weights,
                const WeightRowOps& ops) {
-  const auto& [quantization, out, in, codes, scales, zeros, second] = quantized;
+  const auto& [quantization, out, in, codes, scales, zeros, second, input_groups] = quantized;
   const int64_t groups = quantization.num_groups(in);
   const int64_t rows = quantization.rows > 0 ? quantization.rows : out;
   quantized.codes.resize(weights.size());
@@ -100,7 +109,9 @@ WeightRange weight_range(std::span<const float> weights, IsaSet available) noexc
 
 GroupScale QuantizedWeights::scale_of(int64_t o, int64_t i) const noexcept {
   const int64_t block = quantization.rows > 0 ? o / quantization.rows : 0;
-  const int64_t group = quantization.group > 0 ? i / quantization.group : 0;
+  const int64_t group = !input_groups.empty()    ? input_groups[static_cast<size_t>(i)]
+                        : quantization.group > 0 ? i / quantization.group
+                                                 : 0;
   const auto at = static_cast<size_t>(block * quantization.num_groups(in) + group);
   return stored_group_scale(quantization, scales[at], zeros.empty() ? uint8_t{0} : zeros[at],
                             second);
@@ -108,11 +119,13 @@ GroupScale QuantizedWeights::scale_of(int64_t o, int64_t i) const noexcept {
 
 QuantizedWeights quantize_weights(const WeightQuantization& quantization,
                                   std::span<const float> weights, int64_t out, int64_t in,
-                                  float shared_amax, IsaSet available) {
+                                  float shared_amax, std::span<const float> clips,
+                                  IsaSet available) {
   check_sizes(weights, out, in);
   const WeightRowOps& ops = weight_row_ops(available);
   QuantizedWeights quantized{.quantization = quantization, .out = out, .in = in};
   std::vector<WeightRange> ranges = scale_ranges(quantization, weights, out, in, ops);
+  clip(ranges, clips);
   if (quantization.two_levels()) {
     const float amax = shared_amax > 0.0F ? shared_amax : weight_range(weights, available).amax();
     quantized.second = second_scale(quantization, amax);
@@ -142,15 +155,28 @@ QuantizedWeights quantize_like(const QuantizedWeights& like, std::span<const flo
 }
 
 std::vector<float> dequantize(const QuantizedWeights& weights) {
-  std::vector<float> values(weights.codes.size());
+  const WeightQuantization& quantization = weights.quantization;
+  // What each code is worth with a step of 1 and no zero point.
+  std::array<float, 256> values{};
+  for (size_t code = 0; code < values.size(); ++code)
+    values[code] = weight_value(quantization.element, static_cast<uint8_t>(code), GroupScale());
+  // Columns of one group that stand side by side.
+  const int64_t group = !weights.input_groups.empty() ? 1
+                        : quantization.group > 0      ? quantization.group
+                                                      : weights.in;
+  std::vector<float> decoded(weights.codes.size());
   for (int64_t o = 0; o < weights.out; ++o) {
-    for (int64_t i = 0; i < weights.in; ++i) {
-      const auto at = static_cast<size_t>(o * weights.in + i);
-      values[at] =
-          weight_value(weights.quantization.element, weights.codes[at], weights.scale_of(o, i));
+    for (int64_t begin = 0; begin < weights.in; begin += group) {
+      const GroupScale scale = weights.scale_of(o, begin);
+      const auto zero = static_cast<float>(scale.zero);
+      const int64_t end = std::min(weights.in, begin + group);
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(o * weights.in + i);
+        decoded[at] = (values[weights.codes[at]] - zero) * scale.step;
+      }
     }
   }
-  return values;
+  return decoded;
 }
 
 }  // namespace gantry

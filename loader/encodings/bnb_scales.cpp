@@ -1,6 +1,7 @@
 #include "loader/encodings/bnb_scales.h"
 
 #include <array>
+#include <charconv>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -23,7 +24,14 @@ struct QuantState {
   float nested_offset = 0.0F;
 };
 
-std::optional<QuantState> read_state(const EncodedMatrix& matrix) {
+// A quant_state as it stands in its tensor.
+struct StateText {
+  const EncodedTensor* tensor;
+  std::string type;
+  nlohmann::json object;
+};
+
+std::optional<StateText> read_state_text(const EncodedMatrix& matrix) {
   const EncodedTensor* tensor = nullptr;
   std::string type;
   for (const char* name : {"nf4", "fp4"}) {
@@ -41,8 +49,15 @@ std::optional<QuantState> read_state(const EncodedMatrix& matrix) {
                kMaxStateBytes, shape_text(tensor->shape), to_string(tensor->dtype));
   const std::string text(reinterpret_cast<const char*>(tensor->data),
                          static_cast<size_t>(tensor->num_elements()));
-  const nlohmann::json object = parse_strict_json(text, tensor->name);
+  nlohmann::json object = parse_strict_json(text, tensor->name);
   GANTRY_CHECK(object.is_object(), ErrorCode::kFormat, "{}: expected a JSON object", tensor->name);
+  return StateText{tensor, type, std::move(object)};
+}
+
+std::optional<QuantState> read_state(const EncodedMatrix& matrix) {
+  const std::optional<StateText> text = read_state_text(matrix);
+  if (!text) return std::nullopt;
+  const auto& [tensor, type, object] = *text;
   const ConfigReader reader(object, tensor->name);
 
   const std::string declared = reader.string_or({"quant_type"}, type);
@@ -85,6 +100,25 @@ std::vector<float> read_nested(const EncodedMatrix& matrix, const QuantState& st
 }
 
 }  // namespace
+
+MatrixSize declared_bnb_size(const EncodedMatrix& matrix) {
+  const std::optional<StateText> text = read_state_text(matrix);
+  GANTRY_CHECK(text.has_value(), ErrorCode::kFormat,
+               "{}: its size is not known: expected a weight.quant_state",
+               matrix.require("weight").name);
+  const std::string& name = text->tensor->name;
+  const auto shape = ConfigReader(text->object, name).find_list("shape");
+  MatrixSize size;
+  for (const auto& [at, value] : {std::pair{size_t{0}, &size.out}, {size_t{1}, &size.in}}) {
+    const std::string digits = shape && shape->size() == 2 ? (*shape)[at] : "";
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), *value);
+    GANTRY_CHECK(error == std::errc() && end == digits.data() + digits.size() && *value > 0 &&
+                     *value <= int64_t{1} << 31,
+                 ErrorCode::kFormat, "{}: expected a shape [out, in], found [{}]", name,
+                 shape ? fmt::format("{}", fmt::join(*shape, ", ")) : "");
+  }
+  return size;
+}
 
 BnbScales read_bnb_scales(const EncodedMatrix& matrix) {
   const EncodedTensor& absmax = matrix.require("weight.absmax");

@@ -15,6 +15,10 @@ struct BnbScales {
   int64_t block = 0;
 };
 
+/// The size that a 4-bit matrix' quant_state declares: its codes are one column of bytes.
+/// @throws Error kFormat if there is no quant_state, or it does not say [out, in]
+MatrixSize declared_bnb_size(const EncodedMatrix& matrix);
+
 /// Reads weight.absmax: f32, or with double quantization u8 codes of
 ///   absmax[b] = nested_quant_map[code[b]] * nested_absmax[b / nested_blocksize] + nested_offset
 /// computed in f32 as bitsandbytes does. Block sizes, offset and shape are in the quant_state, a u8

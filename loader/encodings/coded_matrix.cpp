@@ -9,8 +9,6 @@
 namespace gantry {
 namespace {
 
-constexpr int64_t kSmallestGroup = 16;
-
 // The first byte that is `bits` under `mask`, or -1: a branch-free pass over a step, then a search
 // where it hit.
 int64_t find_byte(const uint8_t* bytes, int64_t count, uint8_t mask, uint8_t bits) noexcept {
@@ -56,6 +54,7 @@ float CodedMatrix::scale(int64_t at) const noexcept {
 std::vector<float> dequantize(const CodedMatrix& matrix) {
   const auto [out, in] = matrix.size;
   const int64_t groups = matrix.num_groups();
+  const bool levels = matrix.format.super_group > 0;
   float values[256];
   for (unsigned code = 0; code < 256; ++code)
     values[code] = code_value(matrix.format.element, static_cast<uint8_t>(code));
@@ -71,7 +70,16 @@ std::vector<float> dequantize(const CodedMatrix& matrix) {
         if (!matrix.zeros.empty()) {
           value -= static_cast<float>(matrix.zeros[static_cast<size_t>(group_at)]);
         }
-        value *= matrix.scale(group_at);
+        const int64_t super_at =
+            levels ? o * matrix.num_supers() + g * matrix.format.group / matrix.format.super_group
+                   : 0;
+        const float scale = matrix.scale(group_at);
+        value *= levels ? scale * matrix.super_scales[static_cast<size_t>(super_at)] : scale;
+        if (!matrix.minimums.empty()) {
+          const float minimum = matrix.minimums[static_cast<size_t>(group_at)];
+          value -=
+              levels ? minimum * matrix.super_minimums[static_cast<size_t>(super_at)] : minimum;
+        }
       }
       if (matrix.output_divisor != 0.0F) {
         value /= matrix.output_divisor;
@@ -89,22 +97,35 @@ int64_t find_non_finite(const CodedMatrix& matrix) noexcept {
   const int64_t groups = matrix.num_groups();
   const int64_t scale = first_non_finite_scale(matrix);
   if (scale >= 0) return scale / groups * in + scale % groups * matrix.format.group;
+  for (const auto* factors : {&matrix.minimums, &matrix.super_scales, &matrix.super_minimums}) {
+    const auto bad = std::ranges::find_if_not(*factors, [](float f) { return std::isfinite(f); });
+    if (bad == factors->end()) continue;
+    const int64_t at = bad - factors->begin();
+    const bool super = factors != &matrix.minimums;
+    const int64_t of_row = super ? matrix.num_supers() : groups;
+    return at / of_row * in +
+           at % of_row * (super ? matrix.format.super_group : matrix.format.group);
+  }
   for (size_t o = 0; o < matrix.output_scales.size(); ++o) {
     if (!std::isfinite(matrix.output_scales[o])) return static_cast<int64_t>(o) * in;
   }
-  if (matrix.format.element != WeightElement::kE4M3) return -1;
+  const WeightElement element = matrix.format.element;
+  if (element != WeightElement::kE4M3 && element != WeightElement::kE5M2) return -1;
+  // e5m2 has infinities, too.
+  const uint8_t nan = element == WeightElement::kE4M3 ? 0x7f : 0x7c;
   for (int64_t o = 0; o < out; ++o) {
-    const int64_t bad = find_byte(matrix.code_row(o), in, 0x7f, 0x7f);
+    const int64_t bad = find_byte(matrix.code_row(o), in, nan, nan);
     if (bad >= 0) return o * in + bad;
   }
   return -1;
 }
 
 WeightFormat shard_format(const WeightFormat& format, int64_t begin) noexcept {
-  if (!format.grouped() || begin % format.group == 0) return format;
+  if (!format.grouped() || begin == 0) return format;
   WeightFormat cut = format;
   cut.group = std::gcd(format.group, begin);
-  return cut.group >= kSmallestGroup && cut.group % 8 == 0 ? cut : WeightFormat{};
+  if (format.super_group > 0) cut.super_group = std::gcd(format.super_group, begin);
+  return cut.group % 8 == 0 ? cut : WeightFormat{};
 }
 
 }  // namespace gantry

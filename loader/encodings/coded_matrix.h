@@ -12,9 +12,11 @@ namespace gantry GANTRY_API {
 /// A quantized matrix W[out, in] in the terms of kernels (WeightFormat), not packed: what each
 /// encoding is read into, whatever its own order of bits.
 ///
-///   W[o, i] = (value(codes[o, i]) - zeros[o, g]) * scales[o, g] * output_scales[o]
+///   W[o, i] = ((value(codes[o, i]) - zeros[o, g]) * scales[o, g] - minimums[o, g])
+///             * output_scales[o]
 ///
-/// with g = i / group, or input_groups[i]; divided by output_divisor where there is one.
+/// with g = i / group, or input_groups[i]; divided by output_divisor where there is one. With two
+/// levels scales and minimums are integers, times those of the group's super-group.
 ///
 /// What stands in the file as it is wanted here is not copied: `file_codes` and `file_scales` point
 /// to the tensors that the matrix was read from, and live no longer than they.
@@ -29,6 +31,9 @@ struct CodedMatrix {
   std::vector<float> scales{};             ///< [out, groups]
   const std::byte* file_scales = nullptr;  ///< instead of `scales`, in the format's scale type
   std::vector<int8_t> zeros{};             ///< [out, groups], or empty
+  std::vector<float> minimums{};           ///< [out, groups], or empty
+  std::vector<float> super_scales{};       ///< [out, super-groups], or empty
+  std::vector<float> super_minimums{};     ///< the same
   std::vector<float> output_scales{};      ///< [out], or empty
   /// ModelOpt multiplies by a second-level scale, compressed-tensors divides. The quotient is kept
   /// for the exact formula; output_scales hold its rounded inverse.
@@ -37,6 +42,9 @@ struct CodedMatrix {
 
   [[nodiscard]] int64_t num_groups() const noexcept {
     return format.grouped() ? (size.in + format.group - 1) / format.group : 0;
+  }
+  [[nodiscard]] int64_t num_supers() const noexcept {
+    return format.super_group > 0 ? (size.in + format.super_group - 1) / format.super_group : 0;
   }
   [[nodiscard]] bool nibbles() const noexcept { return bits_of(format.element) == 4; }
   [[nodiscard]] int64_t row_bytes() const noexcept {
@@ -68,7 +76,7 @@ std::vector<float> dequantize(const CodedMatrix& matrix);
 int64_t find_non_finite(const CodedMatrix& matrix) noexcept;
 
 /// The format of a shard that begins at input `begin`: groups become smaller where the shard cuts
-/// one. Not coded (plain) if they would become too small for kernels.
+/// one. Not coded (plain) if they would not be multiples of 8, the least step of kernels.
 WeightFormat shard_format(const WeightFormat& format, int64_t begin) noexcept;
 
 }  // namespace gantry

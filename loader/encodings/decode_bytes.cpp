@@ -7,23 +7,11 @@
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
 #include "kernels/quant/element_formats.h"
-#include "loader/encodings/bnb_scales.h"
 #include "loader/encodings/decoders.h"
 #include "loader/encodings/scale_grid.h"
 
 namespace gantry {
 namespace {
-
-// W[o, i] = value(code at o * in + i) * scale(o, i)
-template <typename Value, typename Scale>
-DecodedMatrix decode_each(const MatrixSize& size, Value value, Scale scale) {
-  DecodedMatrix decoded(static_cast<size_t>(size.out * size.in));
-  for (int64_t o = 0; o < size.out; ++o) {
-    for (int64_t i = 0; i < size.in; ++i)
-      decoded[static_cast<size_t>(o * size.in + i)] = value(o * size.in + i) * scale(o, i);
-  }
-  return decoded;
-}
 
 const EncodedTensor& scale_of(const EncodedMatrix& matrix) {
   const EncodedTensor* inverse = matrix.find("weight_scale_inv");  // a multiplier all the same
@@ -88,25 +76,18 @@ void check_fp4_exponents(const EncodedTensor& scales) {
 }  // namespace
 
 WeightFormat fp8_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
-  WeightFormat format{.element = WeightElement::kE4M3};
+  const bool e5m2 = matrix.require("weight").dtype == DType::kF8E5M2;
+  WeightFormat format{.element = e5m2 ? WeightElement::kE5M2 : WeightElement::kE4M3};
   set_grid(format, scheme, matrix.size, scale_of(matrix));
   return format;
 }
 
 CodedMatrix code_fp8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   CodedMatrix coded{.format = fp8_format(scheme, matrix), .size = matrix.size};
-  use_codes(matrix.require("weight"), DType::kF8E4M3, coded);
+  const EncodedTensor& weight = matrix.require("weight");
+  use_codes(weight, weight.dtype, coded);
   set_scales(coded, read_scales(scale_of(matrix), matrix.size, scheme));
   return coded;
-}
-
-DecodedMatrix decode_fp8_e5m2(const QuantScheme& scheme, const EncodedMatrix& matrix) {
-  const EncodedTensor& weight = matrix.require("weight");
-  require_tensor(weight, DType::kF8E5M2, {matrix.size.out, matrix.size.in});
-  const ScaleValues scales = read_scales(scale_of(matrix), matrix.size, scheme);
-  return decode_each(
-      matrix.size, [&](int64_t i) { return e5m2_to_f32(byte_at(weight, i)); },
-      [&](int64_t o, int64_t i) { return scales.at(o, i); });
 }
 
 WeightFormat mxfp8_format(const QuantScheme& /*scheme*/, const EncodedMatrix& /*matrix*/) {
@@ -198,42 +179,6 @@ CodedMatrix code_nvfp4(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   coded.output_scales.assign(static_cast<size_t>(matrix.size.out),
                              divisor != nullptr ? 1.0F / global : global);
   return coded;
-}
-
-// Blocks of 64 run over the flattened matrix, the high nibble first; the code book is in the file.
-DecodedMatrix decode_bnb_4bit(const QuantScheme& /*scheme*/, const EncodedMatrix& matrix) {
-  const EncodedTensor& weight = matrix.require("weight");
-  const int64_t count = matrix.size.out * matrix.size.in;
-  require_tensor(weight, DType::kU8, {(count + 1) / 2, 1});
-  const EncodedTensor& map = matrix.require("weight.quant_map");
-  require_tensor(map, DType::kF32, {16});
-  const auto [scales, block] = read_bnb_scales(matrix);
-  const std::vector<float> book = scale_values(map);
-  return decode_each(
-      matrix.size,
-      [&](int64_t i) {
-        const uint8_t byte = byte_at(weight, i / 2);
-        return book[i % 2 == 0 ? byte >> 4 : byte & 0xfu];
-      },
-      [&, &values = scales, size = block](int64_t o, int64_t i) {
-        return values[static_cast<size_t>((o * matrix.size.in + i) / size)];
-      });
-}
-
-// LLM.int8(): W = q * SCB[o] / 127.
-DecodedMatrix decode_bnb_int8(const QuantScheme& /*scheme*/, const EncodedMatrix& matrix) {
-  const EncodedTensor& weight = matrix.require("weight");
-  require_tensor(weight, DType::kI8, {matrix.size.out, matrix.size.in});
-  const EncodedTensor& scb = matrix.require("SCB");
-  require_tensor(scb, DType::kF32, {matrix.size.out});
-  const std::vector<float> scales = scale_values(scb);
-  DecodedMatrix decoded = decode_each(
-      matrix.size,
-      [&](int64_t i) { return static_cast<float>(sign_extend(byte_at(weight, i), 8)); },
-      [&](int64_t o, int64_t /*i*/) { return scales[static_cast<size_t>(o)]; });
-  for (float& value : decoded)
-    value /= 127.0F;
-  return decoded;
 }
 
 }  // namespace gantry

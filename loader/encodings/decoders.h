@@ -20,6 +20,9 @@ CodedMatrix code_mxfp8(const QuantScheme& scheme, const EncodedMatrix& matrix);
 CodedMatrix code_int8(const QuantScheme& scheme, const EncodedMatrix& matrix);
 CodedMatrix code_mxfp4(const QuantScheme& scheme, const EncodedMatrix& matrix);
 CodedMatrix code_nvfp4(const QuantScheme& scheme, const EncodedMatrix& matrix);
+CodedMatrix code_bnb_4bit(const QuantScheme& scheme, const EncodedMatrix& matrix);
+CodedMatrix code_bnb_int8(const QuantScheme& scheme, const EncodedMatrix& matrix);
+CodedMatrix code_gguf(const QuantScheme& scheme, const EncodedMatrix& matrix);
 
 // The formats of what these give; they look at dtypes only.
 WeightFormat gptq_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
@@ -31,9 +34,11 @@ WeightFormat mxfp8_format(const QuantScheme& scheme, const EncodedMatrix& matrix
 WeightFormat int8_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
 WeightFormat mxfp4_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
 WeightFormat nvfp4_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
+WeightFormat bnb_4bit_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
+WeightFormat bnb_int8_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
+WeightFormat gguf_format(const QuantScheme& scheme, const EncodedMatrix& matrix);
 
-// Encodings that kernels have no format for.
-DecodedMatrix decode_fp8_e5m2(const QuantScheme& scheme, const EncodedMatrix& matrix);
+// In the words of the format itself: other code books, other roundings, all of ggml's types.
 DecodedMatrix decode_bnb_4bit(const QuantScheme& scheme, const EncodedMatrix& matrix);
 DecodedMatrix decode_bnb_int8(const QuantScheme& scheme, const EncodedMatrix& matrix);
 DecodedMatrix decode_gguf(const QuantScheme& scheme, const EncodedMatrix& matrix);

@@ -28,7 +28,7 @@ bool is_mxfp8(const QuantScheme& s, const EncodedMatrix& m) {
 }
 
 // A new encoding is one reader and one row.
-constexpr std::array<Encoding, 13> kEncodings = {{
+constexpr std::array<Encoding, 12> kEncodings = {{
     {"gptq",
      [](const QuantScheme& s, const EncodedMatrix& m) {
        return has(m, "qweight", DType::kI32) && s.int_packing == IntPacking::kGptq;
@@ -51,14 +51,10 @@ constexpr std::array<Encoding, 13> kEncodings = {{
      row_pairs_format, code_row_pairs_int4},
     {"fp8",
      [](const QuantScheme& s, const EncodedMatrix& m) {
-       return has(m, "weight", DType::kF8E4M3) && !is_mxfp8(s, m) && has_fp8_scale(m);
+       const bool e4m3 = has(m, "weight", DType::kF8E4M3) && !is_mxfp8(s, m);
+       return (e4m3 || has(m, "weight", DType::kF8E5M2)) && has_fp8_scale(m);
      },
      fp8_format, code_fp8},
-    {"fp8 e5m2",
-     [](const QuantScheme&, const EncodedMatrix& m) {
-       return has(m, "weight", DType::kF8E5M2) && has_fp8_scale(m);
-     },
-     nullptr, nullptr, decode_fp8_e5m2},
     {"mxfp8", [](const QuantScheme& s, const EncodedMatrix& m) { return is_mxfp8(s, m); },
      mxfp8_format, code_mxfp8},
     {"int8",
@@ -85,18 +81,18 @@ constexpr std::array<Encoding, 13> kEncodings = {{
      [](const QuantScheme&, const EncodedMatrix& m) {
        return has(m, "weight", DType::kU8) && m.find("weight.absmax") != nullptr;
      },
-     nullptr, nullptr, decode_bnb_4bit},
+     bnb_4bit_format, code_bnb_4bit, decode_bnb_4bit},
     {"bitsandbytes int8",
      [](const QuantScheme&, const EncodedMatrix& m) {
        return has(m, "weight", DType::kI8) && m.find("SCB") != nullptr;
      },
-     nullptr, nullptr, decode_bnb_int8},
+     bnb_int8_format, code_bnb_int8, decode_bnb_int8},
     {"gguf",
      [](const QuantScheme&, const EncodedMatrix& m) {
        const EncodedTensor* weight = m.find("weight");
        return weight != nullptr && !weight->block_type.empty();
      },
-     nullptr, nullptr, decode_gguf},
+     gguf_format, code_gguf, decode_gguf},
 }};
 
 }  // namespace
@@ -142,16 +138,15 @@ const Encoding& find_encoding(const QuantScheme& scheme, const EncodedMatrix& ma
 
 std::optional<WeightFormat> coded_format(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   const Encoding& encoding = find_encoding(scheme, matrix);
-  if (encoding.format == nullptr || matrix.find("pre_quant_scale") != nullptr) return std::nullopt;
   const WeightFormat format = encoding.format(scheme, matrix);
-  const bool fits = !format.grouped() || (format.group >= 16 && format.group % 8 == 0);
+  const bool fits = format.coded() && (!format.grouped() || format.group % 8 == 0);
   return fits ? std::optional(format) : std::nullopt;
 }
 
 std::vector<float> decode_matrix(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   const Encoding& encoding = find_encoding(scheme, matrix);
-  return encoding.code != nullptr ? dequantize(encoding.code(scheme, matrix))
-                                  : encoding.decode(scheme, matrix);
+  return encoding.decode != nullptr ? encoding.decode(scheme, matrix)
+                                    : dequantize(encoding.code(scheme, matrix));
 }
 
 }  // namespace gantry

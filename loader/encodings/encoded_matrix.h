@@ -37,16 +37,17 @@ struct EncodedMatrix {
   [[nodiscard]] const EncodedTensor& require(std::string_view suffix) const;
 };
 
-/// One way of writing a quantized matrix: a row of the table that load and verify read. Most are
-/// read into codes and scales; those that kernels have no format for are decoded to f32.
+/// One way of writing a quantized matrix: a row of the table that load and verify read. All are
+/// read into codes and scales, but for what kernels have no format for, which is decoded to f32.
 struct Encoding {
   std::string_view name;
   /// Whether these tensors are written that way.
   bool (*matches)(const QuantScheme& scheme, const EncodedMatrix& matrix);
-  /// The format of `code`'s result; looks at dtypes and shapes, not at data. Null without `code`.
+  /// The format of `code`'s result, or a plain one where it has none for this matrix; looks at
+  /// dtypes and shapes, not at data.
   WeightFormat (*format)(const QuantScheme& scheme, const EncodedMatrix& matrix) = nullptr;
   CodedMatrix (*code)(const QuantScheme& scheme, const EncodedMatrix& matrix) = nullptr;
-  /// The whole matrix in f32, row-major [out, in]; null with `code`.
+  /// The whole matrix in f32, row-major [out, in], where not `code` and dequantize() give it.
   std::vector<float> (*decode)(const QuantScheme& scheme, const EncodedMatrix& matrix) = nullptr;
 };
 
@@ -54,7 +55,8 @@ struct Encoding {
 /// @throws Error kUnsupported naming the tensors if none does
 const Encoding& find_encoding(const QuantScheme& scheme, const EncodedMatrix& matrix);
 
-/// The format in which kernels can have a matrix, from its tensors' dtypes and the scheme.
+/// The format in which kernels can have a matrix, from its tensors' dtypes and the scheme. A
+/// pre_quant_scale is not part of it: its inputs go through that.
 /// @return nothing if they cannot: it is decoded to f32
 /// @throws Error kFormat, kUnsupported as find_encoding does
 std::optional<WeightFormat> coded_format(const QuantScheme& scheme, const EncodedMatrix& matrix);

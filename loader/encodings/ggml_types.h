@@ -8,8 +8,18 @@
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/export.h"
+#include "kernels/quant/weight_format.h"
 
 namespace gantry GANTRY_API {
+
+/// One block taken apart into what a coded matrix is made of.
+struct GgmlBlock {
+  uint8_t codes[256];  ///< of the format's element, a byte each
+  float scale;         ///< f16: of the block; mxfp4: the e8m0 code as a number
+  float minimum;       ///< f16: of the block
+  int8_t scales[16];   ///< integers of the groups, where the format has two levels
+  int8_t minimums[16];
+};
 
 /// One element type of ggml: numbers one by one, or blocks of consecutive elements of a row.
 struct GgmlType {
@@ -21,6 +31,9 @@ struct GgmlType {
   /// One block to f32, each element with ggml's own formula and order of roundings. Null: this type
   /// cannot be read.
   void (*decode)(const std::byte* block, float* values) = nullptr;
+  /// How kernels have it; plain where they do not. Gives the bits that `decode` gives.
+  WeightFormat format = {};
+  void (*split)(const std::byte* block, GgmlBlock& parts) = nullptr;
 
   [[nodiscard]] bool has_blocks() const noexcept { return !dtype.has_value(); }
 };

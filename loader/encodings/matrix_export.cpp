@@ -194,8 +194,10 @@ float input_scale(const MatrixExport& format, float amax) {
 Bytes group_index(const QuantizedWeights& weights) {
   Bytes bytes;
   const int64_t group = weights.quantization.group > 0 ? weights.quantization.group : weights.in;
-  for (int64_t i = 0; i < weights.in; ++i)
-    append(bytes, static_cast<int32_t>(i / group));
+  for (int64_t i = 0; i < weights.in; ++i) {
+    append(bytes, weights.input_groups.empty() ? static_cast<int32_t>(i / group)
+                                               : weights.input_groups[static_cast<size_t>(i)]);
+  }
   return bytes;
 }
 

@@ -77,6 +77,29 @@ class CommandTest(CommandTestCase):
         over = any(row["of_ceiling"] > 1.03 for row in rows)
         self.assertEqual(code, FINDING if over else OK, err)
 
+    def test_bench_on_a_device_prints_the_same_fields(self):
+        # On emulated threads: what runs and what is printed, not how fast.
+        tiny = ["--seconds", "0.01", "--rotate-gb", "0.000001", "--read-gb", "0.0001"]
+        for device, text in (("emulated", "wgmma needs sm_90a"), ("emulated:90", "from 33 rows")):
+            code, out, err = run("bench", str(GOLDEN / "families" / "mixtral"), "--tokens", "1,5",
+                                 "--device", device, "-o", "jsonl", *tiny)
+            self.assertEqual(code, OK, err)
+            rows = [json.loads(line) for line in out.splitlines()]
+            self.assertEqual([r["tokens"] for r in rows], [1, 5])
+            for row in rows:
+                self.assertLess(row["rel_err"], 1e-2)
+                self.assertGreater(row["of_ceiling"], 0)
+                self.assertIn("emulated", row["impl"])
+            code, out, err = run("bench", str(GOLDEN / "families" / "mixtral"), "--tokens", "1",
+                                 "--device", device, *tiny)
+            self.assertEqual(code, OK, err)
+            self.assertIn(text, out)
+            self.assertIn("ceilings: read", out)
+        code, _, err = run("bench", str(GOLDEN / "families" / "mixtral"), "--device", "emulated",
+                           "--activations", "int8")
+        self.assertEqual(code, USAGE)
+        self.assertIn("--activations int8", err)
+
     def test_bench_refuses_what_it_does_not_know(self):
         for arguments in (["--shape", "nothing"], ["--format", "fp3"], ["--tokens", "0"]):
             code, _, err = run("bench", *arguments)
@@ -334,7 +357,7 @@ class CommandTest(CommandTestCase):
             (["--no-reduce", "--combine", "ordered"], "no sums to put into order"),
             (["--no-reduce", "--exchange", "all_to_all"], "nothing is to be sent"),
             (["--no-reduce", "--sequence-parallel"], "exchange their parts"),
-            (["--reduce", "native"], "in rank order"),
+            (["--reduce", "native"], "threads of one process have no reduction of their own"),
             (["--matrix"], "--reference"),
         ]:
             code, _, err = run("verify", golden, "--ep", 2, *options)

@@ -78,6 +78,25 @@ inline std::vector<std::vector<float>> expert_matrices(const path& directory) {
   return matrices;
 }
 
+/// Warnings, while it lives.
+class CapturedLog {
+ public:
+  CapturedLog() {
+    set_log_sink([this](LogLevel level, std::string_view message) {
+      const std::scoped_lock lock(mutex_);
+      if (level == LogLevel::kWarn) warnings_ += std::string(message) + "\n";
+    });
+  }
+  CapturedLog(const CapturedLog&) = delete;
+  CapturedLog& operator=(const CapturedLog&) = delete;
+  ~CapturedLog() { set_log_sink({}); }
+  [[nodiscard]] const std::string& warnings() const { return warnings_; }
+
+ private:
+  std::mutex mutex_;
+  std::string warnings_;
+};
+
 inline std::string readable(std::string name) {
   std::replace(name.begin(), name.end(), '-', '_');
   return name;

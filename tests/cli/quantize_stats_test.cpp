@@ -52,24 +52,6 @@ void write_stats(const TempDir& dir, const std::vector<int64_t>& samples, float 
   dir.write("calibration.json", "{}");
 }
 
-class CapturedLog {
- public:
-  CapturedLog() {
-    set_log_sink([this](LogLevel level, std::string_view message) {
-      const std::scoped_lock lock(mutex_);
-      if (level == LogLevel::kWarn) warnings_ += std::string(message) + "\n";
-    });
-  }
-  CapturedLog(const CapturedLog&) = delete;
-  CapturedLog& operator=(const CapturedLog&) = delete;
-  ~CapturedLog() { set_log_sink({}); }
-  [[nodiscard]] const std::string& warnings() const { return warnings_; }
-
- private:
-  std::mutex mutex_;
-  std::string warnings_;
-};
-
 float scalar_of(const MutableCheckpoint& checkpoint, const std::string& name) {
   float value = 0.0F;
   std::memcpy(&value, checkpoint.tensors.at(name).bytes.data(), 4);

@@ -55,6 +55,23 @@ class DeviceGemmTest : public DeviceTest, public testing::WithParamInterface<Gem
     double tolerance = 0.0;
   };
 
+  // Where the tests' device is the emulation, the kernels of sm_90a run on an emulated sm_90a.
+  void SetUp() override {
+    DeviceTest::SetUp();
+    if (IsSkipped()) return;
+    emulated = device->attributes().name.starts_with("emulated");
+    const bool wgmma = GetParam().columns_index >= kWgmmaGemm;
+    if (emulated && wgmma) device = open_emulated_device(1, 90);
+    const DeviceMatrix m = device_matrix(layout(false, 16, 64));
+    if (launch_of(m) == nullptr) GTEST_SKIP() << "no GPU of sm_90a";
+  }
+  KernelLaunch<ExpertGemm> launch_of(const DeviceMatrix& m) const {
+    return device->kernels()
+        .gemm[static_cast<size_t>(m.element)][static_cast<size_t>(GetParam().columns_index)];
+  }
+
+  bool emulated = false;
+
   PackedLayout layout(bool gated, int64_t n, int64_t k) const {
     const GemmFormat& f = GetParam().format;
     return {f.dtype, gated, n, k, f.format};
@@ -139,10 +156,9 @@ class DeviceGemmTest : public DeviceTest, public testing::WithParamInterface<Gem
   }
 
   void launch(const DeviceMatrix& m, const ExpertGemm& gemm) const {
-    device->kernels()
-        .gemm[static_cast<size_t>(m.element)][static_cast<size_t>(GetParam().columns_index)](
-            gemm, device->attributes(), nullptr);
-    device->synchronize(nullptr);
+    const OwnedStream stream(device);
+    launch_of(m)(gemm, device->attributes(), stream.handle());
+    device->synchronize(stream.handle());
   }
 
   /// Scales multiply sums of their groups: two roundings more than a plain dot product has, and one
@@ -178,6 +194,16 @@ TEST_P(DeviceGemmTest, MultipliesMoreRowsThanATileHolds) {
   expect_match({tile + 1}, 20, 64);
 }
 
+TEST_P(DeviceGemmTest, MultipliesRowsThatFillTheirStagesSeveralTimes) {
+  expect_match({3}, 70, 1090);
+}
+
+// Each number of columns that a kernel has code for.
+TEST_P(DeviceGemmTest, MultipliesTilesOfAllWidths) {
+  const int32_t tile = 8 * kGemmColumns[static_cast<size_t>(GetParam().columns_index)];
+  expect_match({tile / 4, tile / 2, tile * 5 / 8, tile}, 20, 70);
+}
+
 TEST_P(DeviceGemmTest, DoesNothingWithoutRows) { EXPECT_TRUE(run({0, 0}, 16, 64).y.empty()); }
 
 // On the emulation each launch of a device runs threads in that device's order.
@@ -185,7 +211,7 @@ TEST_P(DeviceGemmTest, GivesTheSameBitsInWhateverOrderThreadsRun) {
   const uint64_t seed = rng.seed();
   rng = SeededRng(seed);
   const std::vector<float> first = run({5, 12}, 40, 136).y;
-  if (device->attributes().name.starts_with("emulated")) device = open_emulated_device(77);
+  if (emulated) device = open_emulated_device(77, device->attributes().compute_capability);
   rng = SeededRng(seed);
   const std::vector<float> second = run({5, 12}, 40, 136).y;
   ASSERT_EQ(first.size(), second.size());
@@ -258,15 +284,19 @@ TEST_P(DeviceGemmTest, ActivatesGateAndUpOfTheSameNeuron) {
 std::vector<GemmCase> gemm_cases() {
   std::vector<GemmCase> all;
   for (const GemmFormat& format : gemm_formats()) {
-    for (int c = 0; c < static_cast<int>(kGemmColumns.size()); ++c)
+    const DeviceMatrix m = device_matrix({format.dtype, false, 16, 64, format.format});
+    for (int c = 0; c < static_cast<int>(kGemmColumns.size()); ++c) {
+      if (c == kWideWgmmaGemm && !takes_wide_tiles(m)) continue;
       all.push_back({format, c});
+    }
   }
   return all;
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Kernels, DeviceGemmTest, testing::ValuesIn(gemm_cases()), [](const auto& tested) {
-      return std::string(tested.param.format.name) + "_columns" +
+      return std::string(tested.param.format.name) +
+             (tested.param.columns_index >= kWgmmaGemm ? "_wgmma" : "_columns") +
              std::to_string(kGemmColumns[static_cast<size_t>(tested.param.columns_index)]);
     });
 

@@ -5,9 +5,11 @@
 #include <array>
 #include <string>
 
+#include "kernels/cuda/device_ceilings.h"
 #include "kernels/cuda/device_kernels.h"
 #include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/tiled_gemm.h"
+#include "kernels/cuda/wgmma_gemm.h"
 
 namespace gantry::test {
 namespace {
@@ -78,6 +80,60 @@ TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
     EXPECT_EQ(launch_problem(linear.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(add.launch_shape(), gpu), "");
   }
+}
+
+template <DeviceElement kElement, WgmmaMath kMath, int kColumns>
+void expect_wgmma_fits(const ExpertGemm& gemm) {
+  using Kernel = WgmmaGemm<kElement, kMath, kColumns>;
+  const DeviceAttributes hopper = known_gpus()[3];
+  const int stages = Kernel::stages_in(hopper.shared_bytes_per_block);
+  EXPECT_GE(stages, 3) << "a stage is read, one has landed, one is on its way";
+  EXPECT_LE(2 * stages * 8, Kernel::kBarrierBytes);
+  const LaunchShape shape = Kernel{gemm, stages}.launch_shape(hopper.num_sms);
+  EXPECT_EQ(launch_problem(shape, hopper), "");
+  EXPECT_LE(shape.blocks, hopper.num_sms);
+  // fewer_registers<40> of the producer, more_registers<232> of the others.
+  EXPECT_LE(128 * 40 + Kernel::kConsumerThreads * 232, 65536);
+  EXPECT_EQ(Kernel::kStageBytes % 128, 0);
+  EXPECT_EQ(Kernel::kStagesAt % 128, 0);
+}
+
+TEST(DeviceLaunchTest, WgmmaKernelsFitHopper) {
+  ExpertGemm gemm;
+  gemm.matrix = device_matrix({DType::kBF16, true, 2 * 2048, 7168, {}});
+  gemm.max_tiles = RowPlan::max_tiles(65536 * 8, 256, 128);
+  using E = DeviceElement;
+  using M = WgmmaMath;
+  expect_wgmma_fits<E::kBF16, M::kPlain, 16>(gemm);
+  expect_wgmma_fits<E::kBF16, M::kPlain, 32>(gemm);
+  expect_wgmma_fits<E::kE4M3, M::kPromoted, 16>(gemm);
+  expect_wgmma_fits<E::kE4M3, M::kRows8, 16>(gemm);
+  expect_wgmma_fits<E::kInt8, M::kPromoted, 16>(gemm);
+  expect_wgmma_fits<E::kInt4, M::kPromoted, 16>(gemm);
+  expect_wgmma_fits<E::kE2M1, M::kFolded, 16>(gemm);
+  expect_wgmma_fits<E::kE2M1, M::kFolded, 32>(gemm);
+}
+
+TEST(DeviceLaunchTest, TakesWgmmaFromWhereItPays) {
+  using P = PrefillKernels;
+  EXPECT_EQ(choose_gemm(32 * 128, 128, P::kWideWgmma), 2);
+  EXPECT_EQ(choose_gemm(33 * 128, 128, P::kWideWgmma), kWgmmaGemm);
+  EXPECT_EQ(choose_gemm(128 * 128, 128, P::kWideWgmma), kWgmmaGemm);
+  EXPECT_EQ(choose_gemm(129 * 128, 128, P::kWideWgmma), kWideWgmmaGemm);
+  EXPECT_EQ(choose_gemm(129 * 128, 128, P::kWgmma), kWgmmaGemm);
+  EXPECT_EQ(choose_gemm(64 * 128, 128, P::kMma), kTiledGemm);
+}
+
+// Emulated: that the kernels run and every figure is there, not how large it is.
+TEST(DeviceCeilingsTest, MeasuresWhatTheDeviceHas) {
+  const CeilingWork work{.read_bytes = 100000, .rounds = 2, .repeats = 1};
+  const DeviceCeilings generic = measure_device_ceilings(open_emulated_device(), work);
+  EXPECT_GT(generic.read_gb_s, 0.0);
+  EXPECT_GT(generic.mma_bf16_tflops, 0.0);
+  EXPECT_EQ(generic.wgmma_bf16_tflops, 0.0);
+  const DeviceCeilings hopper = measure_device_ceilings(open_emulated_device(1, 90), work);
+  EXPECT_GT(hopper.wgmma_bf16_tflops, 0.0);
+  EXPECT_GT(hopper.wgmma_e4m3_tflops, 0.0);
 }
 
 TEST(DeviceLaunchTest, NamesTheLimitThatIsBroken) {

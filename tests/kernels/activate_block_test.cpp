@@ -53,6 +53,7 @@ struct Block {
   Floats bias_up = {};
   void (*other)(const void*, int64_t, const float*, const float*, float*) = nullptr;
   const void* context = nullptr;
+  Floats factors = {};
 
   [[nodiscard]] Bytes run_bytes(const RowOps& ops, bool round, bool store_bf16) const {
     const int64_t num_rows = static_cast<int64_t>(c.size()) / 32;
@@ -73,7 +74,8 @@ struct Block {
                   .alpha = spec.alpha,
                   .beta = spec.beta,
                   .other = other,
-                  .other_context = context});
+                  .other_context = context,
+                  .factors = factors.empty() ? nullptr : factors.data()});
     return out;
   }
   /// The f32 results of every row, [num_rows, padded].
@@ -288,6 +290,22 @@ TEST_P(ActivateBlockTest, AGateFarBelowZeroShutsWhateverTheUp) {
         block_of({.kind = kSilu, .gated = true}, Floats(8, gate), Floats(8, 1e30F)).run(ops);
     for (size_t i = 0; i < 8; ++i)
       EXPECT_EQ(found[i], 0.0F) << gate;
+  }
+}
+
+TEST_P(ActivateBlockTest, FactorsMultiplyTheResultsOfEveryKind) {
+  for (const Spec& spec : kSpecs) {
+    const auto width = static_cast<size_t>(columns(spec));
+    Block block = block_of(spec, rng.normals(3 * width), rng.normals(3 * width));
+    block.n = columns(spec) - 3;
+    const Floats plain = block.run(ops);
+    block.factors = rng.normals(static_cast<size_t>(block.n));
+    const Floats found = block.run(ops);
+    for (size_t i = 0; i < found.size(); ++i) {
+      const size_t column = i % width;
+      const float factor = column < block.factors.size() ? block.factors[column] : 0.0F;
+      EXPECT_EQ(found[i], plain[i] * factor) << "element " << i;
+    }
   }
 }
 

@@ -26,6 +26,10 @@ int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 struct Sections {
   int64_t groups = 0;
   int64_t zeros = 0;
+  int64_t minimums = 0;
+  int64_t supers = 0;
+  int64_t super_scales = 0;
+  int64_t super_minimums = 0;
   int64_t output_scales = 0;
   int64_t codes = 0;
   int64_t end = 0;
@@ -35,7 +39,11 @@ struct Sections {
     const int64_t k = (layout.k + 31) / 32 * 32;
     if (format.group > 0) groups = (k + format.group - 1) / format.group;
     zeros = whole_lines(groups * 32 * size_of(format.scale));
-    output_scales = zeros + (format.zero_points ? whole_lines(groups * 32) : 0);
+    minimums = zeros + (format.zero_points ? whole_lines(groups * 32) : 0);
+    super_scales = minimums + (format.minimums ? zeros : 0);
+    if (format.super_group > 0) supers = (k + format.super_group - 1) / format.super_group;
+    super_minimums = super_scales + supers * 64;
+    output_scales = super_minimums + (format.minimums ? supers * 64 : 0);
     codes = output_scales + (format.output_scale ? 128 : 0);
     end = codes + (bits_of(format.element) == 4 ? k * 16 : k * 32);
   }
@@ -60,7 +68,8 @@ CodePlace code_place(WeightElement element, int64_t offset, bool high) {
   const int64_t line = offset / 128;
   const int64_t b = offset % 64;
   switch (element) {
-    case WeightElement::kE4M3:  // 16-byte blocks of 4 lanes: halves of 8 bytes, pairs of k
+    case WeightElement::kE4M3:
+    case WeightElement::kE5M2:  // 16-byte blocks of 4 lanes: halves of 8 bytes, pairs of k
       return {half + b / 16 * 4 + b / 2 % 4, line * 4 + b / 8 % 2 * 2 + b % 2};
     case WeightElement::kInt8:
       return {half + b / 4, line * 4 + b % 4};
@@ -86,6 +95,15 @@ class CodedLayoutTest : public testing::TestWithParam<PackedLayout> {
       if (row < 0) return 0;
       return byte_of(c.output_scales[static_cast<size_t>(row)], ScaleType::kF32, at % 4);
     }
+    if (at >= sections.super_scales) {
+      const bool minimum = at >= sections.super_minimums;
+      return expected_factor(
+          panel, at - (minimum ? sections.super_minimums : sections.super_scales), ScaleType::kF16,
+          c.supers(), minimum ? c.super_minimums : c.super_scales);
+    }
+    if (at >= sections.minimums) {
+      return expected_factor(panel, at - sections.minimums, format.scale, c.groups(), c.minimums);
+    }
     const bool zero = at >= sections.zeros;
     const int64_t size = zero ? 1 : size_of(format.scale);
     const int64_t index = (zero ? at - sections.zeros : at) / size;
@@ -97,6 +115,15 @@ class CodedLayoutTest : public testing::TestWithParam<PackedLayout> {
   }
 
  private:
+  /// Byte `at` of a section [count, 32] of factors that a matrix has as [n, count].
+  [[nodiscard]] uint8_t expected_factor(int64_t panel, int64_t at, ScaleType type, int64_t count,
+                                        const std::vector<float>& factors) const {
+    const int64_t index = at / size_of(type);
+    const int64_t row = row_at(layout, panel, index % 32);
+    if (row < 0 || index / 32 >= count) return 0;
+    return byte_of(factors[static_cast<size_t>(row * count + index / 32)], type,
+                   at % size_of(type));
+  }
   [[nodiscard]] uint8_t expected_codes(int64_t panel, int64_t offset) const {
     const WeightElement element = layout.format.element;
     if (bits_of(element) == 8) return code_of(panel, code_place(element, offset, false));
@@ -117,6 +144,7 @@ class CodedLayoutTest : public testing::TestWithParam<PackedLayout> {
     if (type == ScaleType::kF16) stored = (exponent - 112) << 10 | (bits >> 13 & 0x3ffu);
     if (type == ScaleType::kE8M0) stored = exponent;
     if (type == ScaleType::kE4M3) stored = (exponent - 120) << 3 | (bits >> 20 & 7u);
+    if (type == ScaleType::kInt8) stored = static_cast<uint32_t>(static_cast<int32_t>(scale));
     return static_cast<uint8_t>(stored >> (8 * index));
   }
 };
@@ -139,6 +167,10 @@ TEST_P(CodedLayoutTest, SectionsStandWhereTheFormulaPutsThem) {
   EXPECT_EQ(panel.scales, 0);
   EXPECT_EQ(panel.scale_bytes, 32 * size_of(layout.format.scale));
   EXPECT_EQ(panel.zeros, sections.zeros);
+  EXPECT_EQ(panel.minimums, sections.minimums);
+  EXPECT_EQ(panel.num_supers, sections.supers);
+  EXPECT_EQ(panel.super_scales, sections.super_scales);
+  EXPECT_EQ(panel.super_minimums, sections.super_minimums);
   EXPECT_EQ(panel.output_scales, sections.output_scales);
   EXPECT_EQ(panel.codes, sections.codes);
   EXPECT_EQ(panel.codes % 64, 0);
@@ -194,7 +226,11 @@ TEST_P(CodedLayoutTest, AnyCutIntoRowsOfAWiderMatrixGivesTheSameBytes) {
           .stride = stride,
           .scales = c.scales.data() + row * c.groups(),
           .zeros = c.zeros.empty() ? nullptr : c.zeros.data() + row * c.groups(),
-          .output_scales = c.output_scales.empty() ? nullptr : c.output_scales.data() + row};
+          .output_scales = c.output_scales.empty() ? nullptr : c.output_scales.data() + row,
+          .minimums = c.minimums.data() + (c.minimums.empty() ? 0 : row * c.groups()),
+          .super_scales = c.super_scales.data() + row * c.supers(),
+          .super_minimums =
+              c.super_minimums.data() + (c.super_minimums.empty() ? 0 : row * c.supers())};
       EXPECT_TRUE(pack_coded_rows(layout, part, row, packed.data()));
     }
     ASSERT_EQ(std::memcmp(packed.data(), c.packed.data(), packed.size()), 0)
@@ -205,7 +241,10 @@ TEST_P(CodedLayoutTest, AnyCutIntoRowsOfAWiderMatrixGivesTheSameBytes) {
 TEST_P(CodedLayoutTest, OwnedBytesLeavePaddingOut) {
   const WeightFormat& format = layout.format;
   const int64_t row_codes = bits_of(format.element) == 4 ? (layout.k + 1) / 2 : layout.k;
-  const int64_t row_scales = c.groups() * (size_of(format.scale) + (format.zero_points ? 1 : 0));
+  const int64_t pair = format.minimums ? 2 : 1;
+  const int64_t row_scales =
+      c.groups() * (pair * size_of(format.scale) + (format.zero_points ? 1 : 0)) +
+      c.supers() * pair * 2;
   const int64_t row_bytes = row_codes + row_scales + (format.output_scale ? 4 : 0);
   EXPECT_EQ(layout.owned_bytes(), layout.n * row_bytes);
   EXPECT_LE(layout.owned_bytes(), layout.bytes());
@@ -221,8 +260,8 @@ std::vector<PackedLayout> layouts() {
   const std::vector<Shape> shapes = {{false, 1, 1}, {false, 33, 97}, {false, 70, 33},
                                      {true, 2, 7},  {true, 34, 130}, {true, 66, 40}};
   // Groups of 24 and 40 fall into any place of the 32 columns of a padded step.
-  for (const WeightElement element : all_elements()) {
-    for (const WeightFormat& format : formats_of(element, {8, 24, 32, 128})) {
+  for (const WeightElement element : every_element()) {
+    for (const WeightFormat& format : every_format_of(element, {8, 24, 32, 128})) {
       for (const Shape& s : shapes)
         all.push_back({DType::kF32, s.gated, s.n, s.k, format});
     }

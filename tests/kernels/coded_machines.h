@@ -72,7 +72,13 @@ inline const std::vector<WeightFormat>& matrix_formats() {
       {WeightElement::kE2M1, ScaleType::kE8M0, 32, false, false},
       {WeightElement::kE2M1, ScaleType::kE8M0, 32, false, true},
       {WeightElement::kE2M1, ScaleType::kE8M0, 64, true, false},
-      {WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true}};
+      {WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true},
+      {WeightElement::kE5M2, ScaleType::kF32, 128, false, false},
+      {WeightElement::kUInt4, ScaleType::kF16, 32, false, false, true},
+      {WeightElement::kUInt4, ScaleType::kInt8, 32, false, false, true, 256},
+      {WeightElement::kInt8, ScaleType::kInt8, 16, false, false, false, 256},
+      {WeightElement::kIQ4, ScaleType::kF16, 32, false, false},
+      {WeightElement::kInt4, ScaleType::kBF16, 8, false, false}};
   return all;
 }
 

@@ -29,7 +29,7 @@ struct CodedRows {
   [[nodiscard]] int64_t padded() const { return w.layout.padded_k(); }
   [[nodiscard]] int64_t padded_groups() const { return w.layout.coded_panel().num_groups; }
   [[nodiscard]] int64_t stride() const {
-    const int64_t sums = w.layout.format.zero_points ? padded_groups() * 4 : 0;
+    const int64_t sums = w.layout.format.needs_sums() ? padded_groups() * 4 : 0;
     return (padded() * element() + sums + 63) / 64 * 64;
   }
 
@@ -43,7 +43,7 @@ struct CodedRows {
       std::memset(row, 0, static_cast<size_t>(padded() * element()));
       convert_from_f32(x.data() + r * k(), k(), dtype, row);
       convert_to_f32(row, dtype, k(), x.data() + r * k());
-      if (!w.layout.format.zero_points) continue;
+      if (!w.layout.format.needs_sums()) continue;
       std::vector<float> sums(static_cast<size_t>(padded_groups()));
       for (int64_t i = 0; i < k(); ++i)
         sums[static_cast<size_t>(i / w.layout.format.group)] += x[at(r, i)];
@@ -74,13 +74,13 @@ struct CodedRows {
 
   /// Every value of `found`, rows 0 .. in order, against the exact sum
   ///
-  ///   C = o * sum over g of s_g * (sum over k in g of x c - z_g * X_g),  X_g = sum of x
+  ///   C = o * sum over g of s_g * (sum over k in g of x c - z_g * X_g) - m_g X_g,  X_g = sum of x
   ///
   /// A product x c passes through at most k roundings of its group's sum, one where the zero point
-  /// joins it, one for each group from there on and one of the output scale; so does z x, with its
-  /// own k of X_g. So |error| <= 1.01 (k + G + 3) 2^-24 * |o| sum of |s| |x| (|c| + |z|), with
-  /// codes and zero points being exact in what the kernels make of them. Kernels of bf16 rows take
-  /// sums below 2^-126 as zero, at most one for each rounding.
+  /// joins it, one for each group from there on and one of the output scale; so do z x and m x,
+  /// with their own k of X_g. So |error| <= 1.01 (k + G + 3) 2^-24 * |o| sum of |x| (|s| (|c| +
+  /// |z|) + |m|), with codes and zero points being exact in what the kernels make of them. Kernels
+  /// of bf16 rows take sums below 2^-126 as zero, at most one for each rounding.
   void expect_reference(const std::vector<float>& found) const {
     const int64_t lanes = w.layout.n;
     double worst = 0.0;
@@ -97,17 +97,22 @@ struct CodedRows {
       double sum = 0.0;
       double magnitude = 0.0;
       double scales = 0.0;
+      double rounded = 0.0;
       for (int64_t j = 0; row < lanes && j < k(); ++j) {
         const double s = factors[at(row, j)];
         const double value = x[at(r, j)];
-        sum += s * value * (w.code(row, j) - w.zero(row, j));
+        const double least = w.minimum(row, j) * w.output_scale(row);
+        sum += value * (s * (w.code(row, j) - w.zero(row, j)) - least);
         magnitude += std::fabs(s * value) * (std::fabs(w.code(row, j)) + std::fabs(w.zero(row, j)));
-        scales = std::max(scales, std::fabs(s));
+        magnitude += std::fabs(value * least);
+        rounded += std::fabs(s * value * w.code(row, j));
+        scales = std::max({scales, std::fabs(s), std::fabs(least)});
       }
       const auto roundings = static_cast<double>(padded() + padded_groups() + 3);
       const double tiny = element() == 2 ? 0x1p-126 : kF32Tiny;
       const double tolerance =
-          roundings * (1.01 * kF32Rounding * magnitude + tiny * std::max(1.0, scales));
+          roundings * (1.01 * kF32Rounding * magnitude + tiny * std::max(1.0, scales)) +
+          code_rounding() * rounded;
       const double error = std::fabs(static_cast<double>(found[i]) - sum);
       if (error <= tolerance) continue;
       if (wrong++ == 0) {
@@ -121,6 +126,12 @@ struct CodedRows {
   }
 
  private:
+  /// Code books that bf16 does not hold are rounded to it for rows of bf16.
+  [[nodiscard]] double code_rounding() const {
+    const WeightElement element = w.layout.format.element;
+    const bool book = element == WeightElement::kNF4 || element == WeightElement::kFP4;
+    return book && kernel.rows == ActivationDType::kBF16 ? 0x1p-8 : 0.0;
+  }
   [[nodiscard]] size_t at(int64_t r, int64_t i) const { return static_cast<size_t>(r * k() + i); }
   /// The row of W in a lane; `n` where there is none.
   [[nodiscard]] int64_t row_of(int64_t lane) const {

@@ -31,6 +31,11 @@ std::vector<LayerFormat> layer_formats() {
   constexpr WeightFormat kFp8Block{WeightElement::kE4M3, ScaleType::kF32, 128, false, false};
   constexpr WeightFormat kMxfp4{WeightElement::kE2M1, ScaleType::kE8M0, 32, false, false};
   constexpr WeightFormat kNvfp4{WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true};
+  constexpr WeightFormat kQ4K{WeightElement::kUInt4, ScaleType::kInt8, 32, false, false, true, 256};
+  constexpr WeightFormat kQ6K{WeightElement::kInt8, ScaleType::kInt8, 16, false, false, false, 256};
+  constexpr WeightFormat kQ4Minimums{
+      WeightElement::kUInt4, ScaleType::kF16, 32, false, false, true};
+  constexpr WeightFormat kIq4{WeightElement::kIQ4, ScaleType::kF16, 32};
   constexpr WeightFormat kInt8Row{.element = WeightElement::kInt8, .output_scale = true};
   return {{"int4_group32_zero_points", kInt4, kInt4},
           {"fp8_block128", kFp8Block, kFp8Block},
@@ -38,7 +43,9 @@ std::vector<LayerFormat> layer_formats() {
           {"nvfp4", kNvfp4, kNvfp4},
           {"int8_per_output", kInt8Row, kInt8Row},
           {"int4_and_int8", kInt4, kInt8Row},
-          {"fp8_and_int4", kFp8Block, kInt4}};
+          {"fp8_and_int4", kFp8Block, kInt4},
+          {"q4_k_and_q6_k", kQ4K, kQ6K},
+          {"q4_1_and_iq4_nl", kQ4Minimums, kIq4}};
 }
 
 struct FusedCoded {
@@ -58,14 +65,17 @@ CodedCase expert_matrix(SeededRng& rng, const PackedLayout& layout) {
   double squares = 0.0;
   for (int64_t row = 0; row < layout.n; ++row) {
     for (int64_t k = 0; k < layout.k; ++k)
-      squares += std::pow((c.code(row, k) - c.zero(row, k)) * c.scale(row, k), 2);
+      squares += std::pow(c.decoded(row, k), 2);
   }
   const double rms = std::sqrt(squares / static_cast<double>(layout.n * layout.k));
   const double gain = 1.0 / (rms * std::sqrt(static_cast<double>(layout.k)));
   const float power = std::ldexp(1.0F, std::ilogb(gain));
   const bool outputs = layout.format.output_scale;
-  for (float& scale : outputs ? c.output_scales : c.scales)
+  const bool levels = layout.format.super_group > 0;
+  for (float& scale : outputs ? c.output_scales : levels ? c.super_scales : c.scales)
     scale *= power;
+  for (float& minimum : levels ? c.super_minimums : c.minimums)
+    minimum *= outputs ? 1.0F : power;
   EXPECT_TRUE(c.store());
   return c;
 }
@@ -175,9 +185,8 @@ class FusedCodedTest : public testing::TestWithParam<FusedCoded> {
     std::memcpy(target, matrix.packed.data(), matrix.packed.size());
     for (int64_t row = 0; row < layout.n; ++row) {
       for (int64_t k = 0; k < layout.k; ++k) {
-        // Few significant bits each: the product is exact.
-        logical.push_back(static_cast<float>((matrix.code(row, k) - matrix.zero(row, k)) *
-                                             matrix.scale(row, k) * matrix.output_scale(row)));
+        // Few significant bits each: products are exact.
+        logical.push_back(matrix.decoded(row, k) * static_cast<float>(matrix.output_scale(row)));
       }
     }
   }

@@ -77,11 +77,13 @@ struct MatrixCase {
     std::vector<double> terms;
     for (int64_t row = 0; row < kPanelWidth; ++row) {
       for (int64_t j = 0; j < k(); ++j) {
-        const double weight = rounds ? static_cast<double>(round_to_bf16(w.decoded(row, j)))
-                                     : (w.code(row, j) - w.zero(row, j)) * w.scale(row, j);
+        const double weight =
+            rounds ? static_cast<double>(round_to_bf16(w.decoded(row, j)))
+                   : (w.code(row, j) - w.zero(row, j)) * w.scale(row, j) - w.minimum(row, j);
         const double larger = std::fabs(w.code(row, j)) + std::fabs(w.zero(row, j));
         weights.push_back(weight * w.output_scale(row));
-        terms.push_back(std::fabs(larger * w.scale(row, j) * w.output_scale(row)));
+        terms.push_back((std::fabs(larger * w.scale(row, j)) + std::fabs(w.minimum(row, j))) *
+                        std::fabs(w.output_scale(row)));
       }
     }
     int64_t wrong = 0;

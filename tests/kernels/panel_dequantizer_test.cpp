@@ -72,8 +72,8 @@ class PanelDequantizerTest : public testing::TestWithParam<PanelDequantizer> {
 };
 
 TEST_P(PanelDequantizerTest, EveryPieceOfEveryFormatHasTheBitsOfTheFormula) {
-  for (const WeightElement element : all_elements()) {
-    for (const WeightFormat& format : formats_of(element, {16, 24, 32, 64, 128})) {
+  for (const WeightElement element : every_element()) {
+    for (const WeightFormat& format : every_format_of(element, {16, 24, 32, 64, 128})) {
       const CodedCase w = panel_of(format, 170);
       for (int64_t begin = 0; begin < 192; begin += 32) {
         for (int64_t count = 32; begin + count <= 192; count += 32)
@@ -84,7 +84,7 @@ TEST_P(PanelDequantizerTest, EveryPieceOfEveryFormatHasTheBitsOfTheFormula) {
 }
 
 TEST_P(PanelDequantizerTest, EveryCodeHasItsValueAndItsSign) {
-  for (const WeightElement element : all_elements()) {
+  for (const WeightElement element : every_element()) {
     CodedCase w = panel_of({.element = element}, 32);
     for (size_t i = 0; i < w.codes.size(); ++i) {
       w.codes[i] = static_cast<uint8_t>(i % (size_t{1} << bits_of(element)));

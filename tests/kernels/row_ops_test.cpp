@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "kernels/base/float_convert.h"
@@ -34,6 +35,8 @@ struct Gather {
   Ids token = {};
   Ids choice = {};
   Floats scale = {};
+  Ids order = {};
+  Floats factors = {};
 
   [[nodiscard]] int64_t padded() const { return (n + 31) / 32 * 32; }
   [[nodiscard]] static int64_t element(Format format) { return format == Format::kBF16 ? 2 : 4; }
@@ -51,7 +54,9 @@ struct Gather {
                 .n = n,
                 .padded = padded(),
                 .round_bf16 = format != Format::kF32,
-                .store_bf16 = format == Format::kBF16});
+                .store_bf16 = format == Format::kBF16,
+                .order = order.empty() ? nullptr : order.data(),
+                .factors = factors.empty() ? nullptr : factors.data()});
     return rows;
   }
   /// Element i of row r, widened.
@@ -106,6 +111,33 @@ TEST_P(GatherRowsTest, ScalesByTheWeightOfTheChoiceBeforeRounding) {
         const float scaled = x * g.scale[static_cast<size_t>(g.choice[row])];
         ASSERT_EQ(g.at(rows, format, r, i),
                   format == Format::kF32 ? scaled : round_to_bf16(scaled));
+      }
+    }
+  }
+}
+
+TEST_P(GatherRowsTest, TakesColumnsInOrderTimesTheirFactorsBeforeRounding) {
+  for (const int64_t n : {1, 7, 16, 37}) {
+    Gather g{.x = rng.normals(static_cast<size_t>(2 * n)),
+             .n = n,
+             .num_rows = 3,
+             .token = {1, 0, 1},
+             .choice = {0, 1, 2},
+             .scale = {2.0F, -0.5F, 4.0F}};
+    g.order.resize(static_cast<size_t>(n));
+    std::iota(g.order.begin(), g.order.end(), 0);
+    std::shuffle(g.order.begin(), g.order.end(), rng.engine());
+    g.factors = rng.normals(static_cast<size_t>(n));
+    for (const Format format : {Format::kF32, Format::kRoundedF32, Format::kBF16}) {
+      const Bytes rows = g.run(ops, format);
+      for (size_t r = 0; r < 3; ++r) {
+        for (size_t i = 0; i < g.order.size(); ++i) {
+          const float x = g.x[static_cast<size_t>(g.token[r] * n + g.order[i])];
+          const float expected = x * g.factors[i] * g.scale[r];
+          ASSERT_EQ(g.at(rows, format, static_cast<int64_t>(r), static_cast<int64_t>(i)),
+                    format == Format::kF32 ? expected : round_to_bf16(expected))
+              << "n " << n << ", row " << r << ", column " << i;
+        }
       }
     }
   }

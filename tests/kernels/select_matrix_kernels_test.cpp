@@ -87,18 +87,23 @@ TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512) {
   }
 }
 
+/// The kernels that take a few rows first, and what takes more.
+std::string int4_and(const std::string& more) { return "int4_avx512_dot_2x32 to 2 rows, " + more; }
+std::string fp8_and(const std::string& more) { return "e4m3_avx512_dot_2x32 to 1 rows, " + more; }
+
 TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512WithTheDotInstruction) {
   const std::string many = "dequantize_bf16_avx512 + bf16_avx512_dot_12x32";
   for (const char* machine : {"avx512_bf16", "avx512_vbmi"}) {
-    EXPECT_EQ(selected(machine, kInt4Group32), "int4_avx512_dot_12x32 to 16 rows, " + many);
-    EXPECT_EQ(selected(machine, kInt4Group128), "int4_avx512_dot_12x32");
+    EXPECT_EQ(selected(machine, kInt4Group32),
+              int4_and("int4_avx512_dot_12x32 to 16 rows, " + many));
+    EXPECT_EQ(selected(machine, kInt4Group128), int4_and("int4_avx512_dot_12x32"));
     EXPECT_EQ(selected(machine, kMxfp4), "e2m1_avx512_dot_12x32 to 5 rows, mxfp4_avx512_dot_12x32");
     EXPECT_EQ(selected(machine, kNvfp4), "nvfp4_avx512_dot_12x32 to 12 rows, " + many);
     EXPECT_EQ(selected(machine, kInt8Row), "int8_avx512_dot_12x32");
   }
   // FP8 is looked up by VBMI; without it panels are decoded first.
-  EXPECT_EQ(selected("avx512_vbmi", kFp8Block), "e4m3_avx512_dot_12x32");
-  EXPECT_EQ(selected("avx512_vbmi", kMxfp8), "e4m3_avx512_dot_12x32 to 16 rows, " + many);
+  EXPECT_EQ(selected("avx512_vbmi", kFp8Block), fp8_and("e4m3_avx512_dot_12x32"));
+  EXPECT_EQ(selected("avx512_vbmi", kMxfp8), fp8_and("e4m3_avx512_dot_12x32 to 16 rows, " + many));
   EXPECT_EQ(selected("avx512_bf16", kFp8Block), many);
   EXPECT_EQ(selected("avx512_bf16", kMxfp8), many);
 }
@@ -107,9 +112,10 @@ TEST(SelectMatrixKernelsTest, IsPinnedOnAmx) {
   for (const char* machine : {"amx", "amx_emulated"}) {
     std::string many = "dequantize_bf16_avx512 + bf16_amx_32x32";
     if (std::string(machine) == "amx_emulated") many += "_emulated";
-    EXPECT_EQ(selected(machine, kInt4Group32), "int4_avx512_dot_12x32 to 16 rows, " + many);
+    EXPECT_EQ(selected(machine, kInt4Group32),
+              int4_and("int4_avx512_dot_12x32 to 16 rows, " + many));
     EXPECT_EQ(selected(machine, kNvfp4), "nvfp4_avx512_dot_12x32 to 12 rows, " + many);
-    EXPECT_EQ(selected(machine, kMxfp8), "e4m3_avx512_dot_12x32 to 16 rows, " + many);
+    EXPECT_EQ(selected(machine, kMxfp8), fp8_and("e4m3_avx512_dot_12x32 to 16 rows, " + many));
   }
   EXPECT_EQ(selected("amx_emulated_alone", kInt4Group32),
             "dequantize_bf16_scalar + bf16_amx_32x32_emulated");
@@ -168,6 +174,8 @@ TEST(SelectMatrixKernelsTest, TheNumberOfRowsPicksTheWay) {
   EXPECT_EQ(mxfp4.coded_for(6)->name, "mxfp4_avx512_dot_12x32");
   EXPECT_EQ(mxfp4.coded_for(1 << 30)->name, "mxfp4_avx512_dot_12x32");
   const MatrixKernels int4 = kernels_for(kInt4Group32);
+  EXPECT_EQ(int4.coded_for(2)->name, "int4_avx512_dot_2x32");
+  EXPECT_EQ(int4.coded_for(3)->name, "int4_avx512_dot_12x32");
   EXPECT_EQ(int4.coded_for(16)->name, "int4_avx512_dot_12x32");
   EXPECT_EQ(int4.coded_for(17), nullptr);
   const MatrixKernels plain = kernels_for({});

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstring>
 #include <vector>
 
 #include "tests/support/expect_error.h"
@@ -109,6 +110,78 @@ TEST_P(ExpertStackTest, UnfusedCopiesHaveEveryElementAndFuseBack) {
   }
 }
 
+TEST_P(ExpertStackTest, GateAndUpInOnePassAreTheSame) {
+  if (GetParam().gate_up == GateUp::kSeparate) GTEST_SKIP() << "one projection";
+  constexpr std::array<std::array<int64_t, 2>, 4> kSizes = {{{1, 1}, {7, 33}, {70, 9}, {65, 130}}};
+  for (const auto& [out, in] : kSizes) {
+    const ExpertStack stack = make(2, out, in);
+    const auto size = static_cast<size_t>(out * in * stack.element_bytes);
+    std::vector<std::vector<std::byte>> dense(4, std::vector<std::byte>(size));
+    const std::vector<std::byte*> gates = {dense[0].data(), dense[1].data()};
+    const std::vector<std::byte*> ups = {dense[2].data(), dense[3].data()};
+    unfuse_gate_up(stack, gates, ups, {.count = 2, .executor = {}});
+    for (size_t e = 0; e < 2; ++e) {
+      ASSERT_EQ(dense[e], expected(stack, static_cast<int>(e), Part::kW1)) << out << " x " << in;
+      ASSERT_EQ(dense[2 + e], expected(stack, static_cast<int>(e), Part::kW3))
+          << out << " x " << in;
+    }
+    std::vector<std::byte> again(bytes.size());
+    ExpertStack target = stack;
+    target.data = again.data();
+    const std::vector<const std::byte*> gate_sources(gates.begin(), gates.end());
+    const std::vector<const std::byte*> up_sources(ups.begin(), ups.end());
+    fuse_gate_up(gate_sources, up_sources, target, {.count = 2, .executor = {}});
+    ASSERT_EQ(again, bytes) << out << " x " << in;
+  }
+}
+
+TEST(ExpertStackLargeTest, WritesPastTheCachesGiveTheSame) {
+  // 64 MiB and more are written with streaming stores.
+  std::vector<std::byte> bytes(int64_t{64} << 20);
+  SeededRng rng;
+  for (size_t at = 0; at < bytes.size(); at += 8) {
+    const auto word = static_cast<uint64_t>(rng.integer(0, 1 << 30)) * 0x9e3779b97f4a7c15u;
+    std::memcpy(bytes.data() + at, &word, 8);
+  }
+  const ExpertStack stack{.data = bytes.data(),
+                          .element_bytes = 2,
+                          .num_experts = 4,
+                          .out = 1024,
+                          .in = 4096,
+                          .orientation = Orientation::kInOut,
+                          .gate_up = GateUp::kInterleaved};
+  std::vector<std::byte> dense(bytes.size());
+  const int64_t size = stack.out * stack.in * 2;
+  std::vector<std::byte*> gates;
+  std::vector<std::byte*> ups;
+  for (int64_t e = 0; e < 4; ++e) {
+    gates.push_back(dense.data() + 2 * e * size);
+    ups.push_back(dense.data() + (2 * e + 1) * size);
+  }
+  unfuse_gate_up(stack, gates, ups, {.count = 2, .executor = {}});
+  const auto at = [&](const std::byte* matrix, int64_t index) {
+    uint16_t value = 0;
+    std::memcpy(&value, matrix + 2 * index, 2);
+    return value;
+  };
+  for (int trial = 0; trial < 10000; ++trial) {
+    const int e = static_cast<int>(rng.integer(0, 3));
+    const int64_t o = rng.integer(0, stack.out - 1);
+    const int64_t i = rng.integer(0, stack.in - 1);
+    ASSERT_EQ(at(gates[static_cast<size_t>(e)], o * stack.in + i),
+              at(stack.data, index_of(stack, e, Part::kW1, o, i)));
+    ASSERT_EQ(at(ups[static_cast<size_t>(e)], o * stack.in + i),
+              at(stack.data, index_of(stack, e, Part::kW3, o, i)));
+  }
+  std::vector<std::byte> again(bytes.size());
+  ExpertStack target = stack;
+  target.data = again.data();
+  fuse_gate_up(std::vector<const std::byte*>(gates.begin(), gates.end()),
+               std::vector<const std::byte*>(ups.begin(), ups.end()), target,
+               {.count = 2, .executor = {}});
+  EXPECT_TRUE(again == bytes);
+}
+
 INSTANTIATE_TEST_SUITE_P(AllLayouts, ExpertStackTest, testing::ValuesIn(layouts()));
 
 TEST(ExpertStackErrorTest, RefusesExpertsAndPartsThatAreNotThere) {
@@ -127,6 +200,13 @@ TEST(ExpertStackErrorTest, RefusesExpertsAndPartsThatAreNotThere) {
   const std::vector<std::byte*> one(1, bytes.data());
   expect_error([&] { unfuse_experts(stack, Part::kW1, one, {}); }, ErrorCode::kInvalidArgument,
                {"2 experts", "found 1"});
+  const std::vector<std::byte*> two(2, bytes.data());
+  expect_error([&] { unfuse_gate_up(stack, two, one, {}); }, ErrorCode::kInvalidArgument,
+               {"2 and 1"});
+  ExpertStack single = stack;
+  single.gate_up = GateUp::kSeparate;
+  expect_error([&] { unfuse_gate_up(single, two, two, {}); }, ErrorCode::kInvalidArgument,
+               {"single projection"});
 }
 
 }  // namespace

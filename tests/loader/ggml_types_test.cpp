@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <set>
@@ -13,6 +14,7 @@
 #include "loader/safetensors.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/golden_dirs.h"
+#include "tests/support/seeded_rng.h"
 
 namespace gantry::test {
 namespace {
@@ -64,6 +66,34 @@ TEST_P(GgmlTypeTest, DecodesBlocksThatAreNotAligned) {
   decode_ggml_blocks(type, blocks.data(), 1, aligned.data());
   decode_ggml_blocks(type, shifted.data() + 1, 1, unaligned.data());
   EXPECT_EQ(std::memcmp(aligned.data(), unaligned.data(), aligned.size() * sizeof(float)), 0);
+}
+
+// The formula of the kernels over what a block is taken apart into: the decoder's values.
+TEST_P(GgmlTypeTest, CodesScalesAndMinimumsGiveTheDecodersValues) {
+  const GgmlType& type = *find_ggml_type(GetParam());
+  ASSERT_TRUE(type.format.coded());
+  const MatrixSize size{24, 3 * type.block_elements};
+  SeededRng rng;
+  std::vector<std::byte> random(static_cast<size_t>(size.out * 3 * type.block_bytes));
+  for (std::byte& byte : random)
+    byte = static_cast<std::byte>(rng.integer(0, 255));
+  // Kernels have room for scales of up to 2^100.
+  for (size_t b = 0; type.name == "mxfp4" && b < random.size(); b += 17)
+    random[b] &= std::byte{0x7f};
+  EncodedMatrix matrix;
+  matrix.size = size;
+  matrix.tensors["weight"] = {
+      "w", DType::kU8, {size.out, size.in}, random.data(), std::string(type.name)};
+  const CodedMatrix coded = find_encoding({}, matrix).code({}, matrix);
+  EXPECT_TRUE(coded.format == type.format);
+  const std::vector<float> found = dequantize(coded);
+  std::vector<float> expected(found.size());
+  decode_ggml_blocks(type, random.data(), size.out * 3, expected.data());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    // The same but for the sign of zeros: ggml counts FP4 in integers.
+    ASSERT_TRUE(found[i] == expected[i] || (std::isnan(found[i]) && std::isnan(expected[i])))
+        << i << ": expected " << expected[i] << ", found " << found[i] << ", seed " << rng.seed();
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(BlockTypes, GgmlTypeTest,

@@ -6,7 +6,9 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "kernels/base/buffer.h"
@@ -97,6 +99,52 @@ TEST(PackShardTest, SlotsHoldThePieceThatTheRankOwns) {
       expect_piece(sample.coded, {5, 40}, {32, 32 + 96});  // as many groups, but smaller ones
       expect_piece(sample.coded, {0, kSize.out}, {32, 101});
       expect_piece(sample.coded, {0, 1}, {16, 17});
+    }
+  }
+}
+
+// Rows and columns in another order, sorted columns being the groups of the file.
+TEST(PackShardTest, SlotsHoldRowsAndColumnsInTheOrderOfTheJob) {
+  SeededRng rng;
+  const auto shuffled = [&](int64_t count) {
+    std::vector<int32_t> order(static_cast<size_t>(count));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), rng.engine());
+    return order;
+  };
+  const std::vector<int32_t> rows = shuffled(kSize.out);
+  const std::vector<int32_t> columns = shuffled(kSize.in);
+  for (const WeightFormat& format :
+       {WeightFormat{.element = WeightElement::kInt4,
+       .scale = ScaleType::kF16,
+       .group = 64,
+       .zero_points = true},
+        WeightFormat{.element = WeightElement::kInt8, .scale = ScaleType::kF32, .group = 32},
+        WeightFormat{.element = WeightElement::kInt4, .output_scale = true}}) {
+    for (const bool in_file : {false, true}) {
+      const Sample sample = sample_of(format, in_file, rng);
+      CodedMatrix coded = sample.coded;
+      coded.input_groups.resize(static_cast<size_t>(kSize.in));
+      for (size_t i = 0; format.grouped() && i < columns.size(); ++i)
+        coded.input_groups[static_cast<size_t>(columns[i])] =
+            static_cast<int32_t>(static_cast<int64_t>(i) / format.group);
+      const std::vector<float> whole = dequantize(coded);
+      EncodedJob job;
+      job.out = {3, 37};
+      job.in = {64, 160};
+      job.row_order = &rows;
+      job.column_order = &columns;
+      job.target.panels = PackedLayout{DType::kF32, false, 34, 96, format};
+      ByteBuffer slot(static_cast<size_t>(job.target.panels->bytes()));
+      job.destinations = {{slot.data(), 0}};
+      pack_shard(coded, job);
+      const std::vector<float> found = unpack_matrix(*job.target.panels, slot.data());
+      for (size_t o = 0; o < 34; ++o) {
+        for (size_t i = 0; i < 96; ++i) {
+          const auto at = static_cast<size_t>(rows[3 + o] * kSize.in + columns[64 + i]);
+          ASSERT_EQ(found[o * 96 + i], whole[at]) << to_string(format) << " " << o << ", " << i;
+        }
+      }
     }
   }
 }

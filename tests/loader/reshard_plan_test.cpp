@@ -153,15 +153,13 @@ TEST_F(ReshardTest, InterleavedTransposedTensorsAndBiasesAreCutByPairs) {
   EXPECT_EQ(own.at(experts + ".down_proj_bias").shape, (std::vector<int64_t>{2, 64}));
 }
 
-TEST_F(ReshardTest, QuantizedTensorsAreCutByExpertsOnly) {
+TEST_F(ReshardTest, QuantizedTensorsAreCutByExperts) {
   open("quant", "hf_fp8-block-fused");
   const auto own = rank(1, 2, 1);
   const std::string name = std::string(kExperts) + ".gate_up_proj_scale_inv";
   EXPECT_EQ(own.at(name).shape, (std::vector<int64_t>{2, 2, 2}));
   EXPECT_TRUE(std::equal(own.at(name).bytes.begin(), own.at(name).bytes.end(),
                          source.tensors.at(name).bytes.begin() + 32));
-  expect_error([&] { (void)rank(2, 1, 0); }, ErrorCode::kUnsupported,
-               {"down_proj_scale_inv", "--tp 1"});
 }
 
 TEST_F(ReshardTest, FilesByRankHaveThatRanksExpertsAndNoOthers) {

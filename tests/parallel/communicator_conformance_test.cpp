@@ -216,6 +216,38 @@ TEST_P(CommunicatorTest, NativeAllReduceIsTheSumWithinItsBound) {
   });
 }
 
+// Parts of different sizes, nothing among them.
+TEST_P(CommunicatorTest, NativeReduceScatterIsTheSumWithinItsBoundOrRefused) {
+  SeededRng rng(20264);
+  for (const int64_t most : {int64_t{1}, int64_t{7}, int64_t{3000}}) {
+    Sizes counts;
+    for (int rank = 0; rank < num_ranks; ++rank)
+      counts.push_back(rank % 2 == 0 ? most : most / 3);
+    const auto total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    const auto inputs = make_addends(num_ranks, static_cast<size_t>(total), rng);
+    run_ranks(num_ranks, [&](Communicator& world) {
+      const auto rank = static_cast<size_t>(world.rank());
+      std::vector<float> part(static_cast<size_t>(counts[rank]), -1.0F);
+      if (!world.has_native_reduction()) {
+        EXPECT_THROW(world.reduce_scatter_sum_native(inputs[rank], part, counts), Error);
+        return;
+      }
+      world.reduce_scatter_sum_native(inputs[rank], part, counts);
+      const auto begin = static_cast<size_t>(
+          std::accumulate(counts.begin(), counts.begin() + world.rank(), int64_t{0}));
+      for (size_t i = 0; i < part.size(); ++i) {
+        double sum = 0.0;
+        double magnitude = 0.0;
+        for (const auto& input : inputs) {
+          sum += input[begin + i];
+          magnitude += std::fabs(input[begin + i]);
+        }
+        ASSERT_NEAR(part[i], sum, (num_ranks - 1) * std::ldexp(magnitude, -24)) << i;
+      }
+    });
+  }
+}
+
 TEST_P(CommunicatorTest, GroupedSendsArriveInOrderAtAnyRank) {
   // Every rank draws the same list of messages (sender, receiver, size), some of no bytes, some to
   // oneself, some larger than what travels with a header.

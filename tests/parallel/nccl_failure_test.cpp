@@ -250,6 +250,16 @@ class StuckDevice final : public Device {
   void synchronize(StreamHandle stream) override { device_->synchronize(stream); }
   bool idle(StreamHandle /*stream*/) override { return false; }
   void make_current() override {}
+  void hand_over(StreamHandle stream) override { device_->hand_over(stream); }
+  EventHandle create_event() override { return device_->create_event(); }
+  void destroy_event(EventHandle event) noexcept override { device_->destroy_event(event); }
+  void record(EventHandle event, StreamHandle stream) override { device_->record(event, stream); }
+  void wait_for(EventHandle event, StreamHandle stream) override {
+    device_->wait_for(event, stream);
+  }
+  double elapsed_ms(EventHandle start, EventHandle end) override {
+    return device_->elapsed_ms(start, end);
+  }
   GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) override {
     return device_->capture(stream, enqueue);
   }

@@ -119,6 +119,31 @@ TEST(SplitEvenlyTest, HoldsForTotalsBeyondAnInt) {
   EXPECT_EQ(split_evenly(total, 2, 1).end, total);
 }
 
+TEST(SplitInUnitsTest, PartsAreWholeUnitsButForTheEnd) {
+  EXPECT_EQ(split_in_units(128, 16, 3, 0).end, 48);
+  EXPECT_EQ(split_in_units(128, 16, 3, 2).begin, 96);
+  for (long total = 0; total <= 70; ++total) {
+    for (const long unit : {1L, 8L, 16L}) {
+      for (int parts = 1; parts <= 9; ++parts) {
+        long begin = 0;
+        for (int index = 0; index < parts; ++index) {
+          const Slice part = split_in_units(total, unit, parts, index);
+          ASSERT_EQ(part.begin, begin) << total << " by " << unit << ", part " << index;
+          ASSERT_TRUE(part.end % unit == 0 || part.end == total);
+          ASSERT_GE(part.size(), 0);
+          if (unit == 1) {
+            ASSERT_EQ(part.end, split_evenly(total, parts, index).end);
+          }
+          begin = part.end;
+        }
+        ASSERT_EQ(begin, total);
+      }
+    }
+  }
+  expect_error([] { (void)split_in_units(4, 0, 2, 0); }, ErrorCode::kInvalidArgument,
+               {"units of 0"});
+}
+
 TEST(SplitEvenlyTest, RefusesPartsThatDoNotExist) {
   const auto code = ErrorCode::kInvalidArgument;
   expect_error([] { (void)split_evenly(-1, 2, 0); }, code, {"split_evenly"});

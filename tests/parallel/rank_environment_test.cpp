@@ -67,6 +67,33 @@ TEST(RankEnvironmentTest, ReadsTorchrun) {
   EXPECT_EQ(world.local_rank, 1);
 }
 
+TEST(RankEnvironmentTest, ReadsPmi) {
+  const RankEnvironment world = environment_of({{"PMI_RANK", "2"}, {"PMI_SIZE", "3"}});
+  EXPECT_EQ(world.rank, 2);
+  EXPECT_EQ(world.size, 3);
+  EXPECT_EQ(world.reason_not_joined(), "");
+  // mpirun's daemons may have been started by a PMI server.
+  Variables variables = kMpirun;
+  variables["PMI_RANK"] = "0";
+  variables["PMI_SIZE"] = "2";
+  EXPECT_EQ(environment_of(variables).rank, 5);
+}
+
+TEST(RankEnvironmentTest, LaunchersWithoutMpiCannotJoinRanks) {
+  const Variables torchrun = {{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}};
+  const Variables slurm = {{"SLURM_PROCID", "1"}, {"SLURM_STEP_NUM_TASKS", "2"}};
+  for (Variables variables : {torchrun, slurm}) {
+    const std::string reason = environment_of(variables).reason_not_joined();
+    for (const char* text : {"rank 1 of 2", "each of the 2 processes", "mpirun -np 2"})
+      EXPECT_NE(reason.find(text), std::string::npos) << reason;
+    variables["PMIX_RANK"] = "1";
+    EXPECT_EQ(environment_of(variables).reason_not_joined(), "");
+  }
+  EXPECT_EQ(environment_of({{"RANK", "0"}, {"WORLD_SIZE", "1"}}).reason_not_joined(), "");
+  EXPECT_EQ(environment_of(kMpirun).reason_not_joined(), "");
+  EXPECT_EQ(environment_of({}).reason_not_joined(), "");
+}
+
 TEST(RankEnvironmentTest, AVariableNamedRankAloneIsNoLauncher) {
   EXPECT_FALSE(environment_of({{"RANK", "general"}}).launched());
 }

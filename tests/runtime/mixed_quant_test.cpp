@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -17,10 +18,19 @@ namespace {
 enum class Origin : uint8_t { kFirst, kSecond };
 using OriginOf = std::function<Origin(int expert, Part part)>;
 
+bool has_order(const MutableCheckpoint& checkpoint) {
+  return std::any_of(checkpoint.tensors.begin(), checkpoint.tensors.end(), [](const auto& tensor) {
+    return tensor.first.ends_with("down_proj.weight_g_idx");
+  });
+}
+
 void expect_mixture(const MutableCheckpoint& mixture, const MutableCheckpoint& first,
                     const MutableCheckpoint& second, const OriginOf& origin_of) {
   for (const ParallelConfig parallel :
        {ParallelConfig{}, ParallelConfig{.tp_size = 3, .rank = 1}}) {
+    // With an activation order of w2 ranks own other neurons: those that its groups are sorted by.
+    const bool ordered = has_order(mixture) || has_order(first) || has_order(second);
+    if (ordered && parallel.tp_size > 1) continue;
     SCOPED_TRACE(parallel.tp_size);
     const Loaded mixed = load(mixture, parallel);
     const Loaded a = load(first, parallel);

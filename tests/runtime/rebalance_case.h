@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -65,6 +66,43 @@ inline std::string differing_slot(const MoeLayerWeights& found, const MoeLayerWe
   }
   return "";
 }
+
+/// `parallel` as the ranks of `world` see it.
+inline ParallelConfig of_rank(ParallelConfig parallel, const Communicator& world) {
+  parallel.rank = world.rank();
+  return parallel;
+}
+
+/// ||a - b|| / ||b||
+inline double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0.0;
+  double norm = 1e-300;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+/// A small bf16 layer with random tokens.
+class RebalanceTest : public testing::Test {
+ protected:
+  RebalanceTest() : layer_case_(golden_root() / "families" / "qwen3_moe") {}
+
+  std::vector<float> forward(const FusedMoeLayer& layer, const std::vector<float>& x) {
+    Workspace workspace = layer.make_workspace(16);
+    std::vector<float> out(x.size());
+    layer.forward({.hidden_states = x}, workspace, out);
+    return out;
+  }
+
+  RebalanceCase layer_case_;
+  const int num_experts_ = layer_case_.spec().num_experts;
+  const ParallelConfig four_{.ep_size = 4};
+  SeededRng rng_;
+  const std::vector<float> x_ =
+      rng_.normals(static_cast<size_t>(11 * layer_case_.spec().hidden_size));
+};
 
 /// Passes everything on to another communicator; tests change single calls.
 class WrappedCommunicator : public Communicator {
