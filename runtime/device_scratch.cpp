@@ -53,14 +53,14 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceMoeOption
   slice(intermediate, max_rows * weights.layout.w13.padded_outputs());
   slice(y, max_rows * he);
   if (plan.rows8) {
-    const auto groups = [&](int64_t columns) {
+    const auto groups_of = [&](int64_t columns) {
       return plan.rows8_whole ? 1 : ceil_div(columns, int64_t{QuantizeExpertRows::kGroup});
     };
     const DeviceMatrix& w13 = weights.layout.w13;
     slice(rows8, max_rows * w13.padded_k);
-    slice(row_scales, max_rows * groups(w13.padded_k));
+    slice(row_scales, max_rows * groups_of(w13.padded_k));
     slice(intermediate8, max_rows * w13.padded_outputs());
-    slice(intermediate_scales, max_rows * groups(w13.padded_outputs()));
+    slice(intermediate_scales, max_rows * groups_of(w13.padded_outputs()));
   }
   slice(shared_rows, shared_tokens * weights.shared_layout.w13.padded_k);
   slice(shared_intermediate, shared_tokens * weights.shared_layout.w13.padded_outputs());

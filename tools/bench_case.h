@@ -29,11 +29,10 @@ struct BenchModel {
 /// several ranks `min_bytes` are counted in bf16 over all of them, so that each has the same
 /// layers.
 struct BenchRank {
-  ParallelConfig config {
-    bool gpu = false;  ///< loaded weights are for one: in formats that it reads
-  };
+  ParallelConfig config{};
   ExpertPlacement placement;
   Communicator* world = nullptr;
+  bool gpu = false;  ///< loaded weights are for one: in formats that it reads
 };
 
 /// The MoE layer and the experts of a known shape: what a placement file for it counts.

@@ -37,7 +37,7 @@ class DeviceBench {
                  ? make_bench_model(options.shape, options.format, bytes, host, options.activations,
                                     options.seed)
                  : load_bench_model(options.directory, bytes, host, options.activations,
-                                    options.allow, {.gpu = true});
+                                    options.allow, {.placement = {}, .gpu = true});
     GANTRY_CHECK(model_.activations.dtype == ActivationDType::kBF16 ||
                      model_.activations.dtype == ActivationDType::kScheme,
                  ErrorCode::kInvalidArgument,

@@ -82,23 +82,27 @@ bool EmulatedStreams::step(const std::vector<std::deque<Op>*>& queues) {
 
 void EmulatedStreams::synchronize(Stream* stream) {
   const std::lock_guard lock(mutex_);
+  run_until_empty(of(stream));
+  of(stream)->ends_with_kernel = false;
+}
+
+void EmulatedStreams::run_until_empty(Stream* stream) {
   GANTRY_CHECK(!capturing_, ErrorCode::kInternal, "emulated stream: synchronised in a capture");
   std::vector<std::deque<Op>*> queues = {&null_stream_.ops};
   for (const auto& s : streams_)
     queues.push_back(&s->ops);
-  Stream* waited = of(stream);
-  while (!waited->ops.empty()) {
+  while (!stream->ops.empty()) {
     GANTRY_CHECK(step(queues), ErrorCode::kInternal,
                  "emulated streams: all wait for events that are never reached");
   }
-  waited->ends_with_kernel = false;
 }
 
+// What the streams end with stays: their owners have not synchronised.
 void EmulatedStreams::drain() {
   const std::lock_guard lock(mutex_);
-  synchronize(nullptr);
+  run_until_empty(&null_stream_);
   for (const auto& stream : streams_)
-    synchronize(stream.get());
+    run_until_empty(stream.get());
 }
 
 std::unique_ptr<EmulatedStreams::Graph> EmulatedStreams::capture(

@@ -53,6 +53,7 @@ class EmulatedStreams {
 
  private:
   void put(Stream* stream, Op op);
+  void run_until_empty(Stream* stream);
   Stream* of(Stream* stream) { return stream == nullptr ? &null_stream_ : stream; }
   static bool ready(const Op& op) { return op.wait_for == nullptr || op.wait_for->reached; }
   /// Runs one operation of one of the queues. @return false: none is ready

@@ -42,7 +42,9 @@ def mpirun(*apps, variables=None, timeout=120, executable="mpirun"):
             arguments += ["-np", str(num_ranks), "sh", "-c", each_rank_reports(command, folder)]
         done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=timeout,
                               env=ENVIRONMENT | (variables or {}))
-        codes = {int(path.name): int(path.read_text() or -1) for path in pathlib.Path(folder).iterdir()}
+        texts = {int(path.name): path.read_text() for path in pathlib.Path(folder).iterdir()}
+    # An empty one is of a rank that was ended between making the file and writing to it.
+    codes = {rank: int(text) for rank, text in texts.items() if text}
     return Result(done, codes)
 
 
