@@ -110,10 +110,10 @@ ActivationScheme layer_activations(const LayerTensors& tensors, const MoeLayerSp
                                       layer.layer, to_string(part), expert,
                                       describe(scheme->activations), describe(first->activations));
       }
-      if (find_encoded(tensors, expert, part, "pre_quant_scale") != nullptr) {
+      if (scheme->activations.declared() &&
+          find_encoded(tensors, expert, part, "pre_quant_scale") != nullptr) {
         refused.refusal = fmt::format(
-            "layer {}, expert {}: the input of {} has a pre_quant_scale, which is folded into the "
-            "weights",
+            "layer {}, expert {}: the input of {} has a pre_quant_scale and is quantized after it",
             layer.layer, expert, to_string(part));
       }
     }

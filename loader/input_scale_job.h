@@ -16,9 +16,9 @@
 namespace gantry {
 
 /// How the inputs of a layer's routed experts are quantized: what the checkpoint declares if its
-/// matrices are quantized, nothing if none is; refused if only some are, or if an input is scaled
-/// per channel before it is quantized (pre_quant_scale, which the loader folds into the weights),
-/// or if matrices declare different things.
+/// matrices are quantized, nothing if none is; refused if only some are, or if an input that is
+/// quantized is scaled per channel first (pre_quant_scale; no checkpoint with a reference has
+/// both), or if matrices declare different things.
 ActivationScheme layer_activations(const LayerTensors& tensors, const MoeLayerSpec& layer);
 
 /// That of the first MoE layer that declares one.

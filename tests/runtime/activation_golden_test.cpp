@@ -11,6 +11,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/float_convert.h"
+#include "loader/input_scale_job.h"
 #include "runtime/verification.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/golden_dirs.h"
@@ -33,6 +34,25 @@ std::vector<Golden> scheme_goldens() {
     }
   }
   return goldens;
+}
+
+// Among them one with pre_quant_scale, whose inputs are scaled and then used as they are.
+TEST(WeightOnlyGoldenTest, DeclaresAndRefusesNothing) {
+  const std::vector<Golden> declared = scheme_goldens();
+  int checked = 0;
+  for (const Golden& golden : quant_goldens()) {
+    if (std::any_of(declared.begin(), declared.end(),
+                    [&](const Golden& one) { return one.directory == golden.directory; })) {
+      continue;
+    }
+    const MoeModel model(golden.directory, /*names_only=*/false);
+    const ActivationScheme scheme = model_activations(model.config(), model.tensors());
+    if (scheme.refusal.find("its exporter writes no scale") != std::string::npos) continue;
+    EXPECT_FALSE(scheme.declared()) << golden.directory;
+    EXPECT_EQ(scheme.refusal, "") << golden.directory;
+    ++checked;
+  }
+  EXPECT_GT(checked, 0);
 }
 
 class ActivationGoldenTest : public testing::TestWithParam<Golden> {
