@@ -117,7 +117,8 @@ struct IQ4Bytes {
   }
 };
 
-template <typename Codes, int kRows>
+// kLevels: minimums and scales of two levels, compiled apart as in coded_gemm_avx512.h.
+template <typename Codes, int kRows, bool kLevels>
 void block(const PanelGemm& call, int64_t row) {
   constexpr bool kTotals = kRows <= kRowsWithTotals;
   constexpr int kStarts = (kRows + 2) / 3;
@@ -194,10 +195,10 @@ void block(const PanelGemm& call, int64_t row) {
     scale_at += panel.scale_bytes;
     Scales least;
     least.half[0] = least.half[1] = _mm512_setzero_ps();
-    if (panel.format.super_group > 0) {
+    if (kLevels && panel.format.super_group > 0) {
       multiply_supers(scales, panel, call.panel + panel.super_scales, g);
     }
-    if (panel.format.minimums) least = load_minimums(call.panel, panel, g);
+    if (kLevels && panel.format.minimums) least = load_minimums(call.panel, panel, g);
     __m512i shift[2] = {_mm512_set1_epi32(Codes::kOffset), _mm512_set1_epi32(Codes::kOffset)};
     if (zero_at != nullptr) {
       shift[0] = _mm512_add_epi32(shift[0], Codes::units(load_zero_codes(zero_at)));
@@ -226,7 +227,8 @@ void block(const PanelGemm& call, int64_t row) {
         _mm512_store_ps(total + 16,
                         _mm512_fmadd_ps(of_group1, scales.half[1], _mm512_load_ps(total + 16)));
       }
-      if (panel.format.minimums) {  // sum of x * (q * s - m) = s * sum of x * q - m * sum of x
+      if (kLevels &&
+          panel.format.minimums) {  // sum of x * (q * s - m) = s * sum of x * q - m * sum of x
         const __m512 of_x = _mm512_cvtepi32_ps(x);
         if constexpr (kTotals) {
           totals[r][0] = _mm512_fnmadd_ps(of_x, least.half[0], totals[r][0]);
@@ -260,17 +262,23 @@ void block(const PanelGemm& call, int64_t row) {
   }
 }
 
+using Block = void (*)(const PanelGemm&, int64_t);
+
+template <typename Codes, bool kLevels>
+constexpr Block kBlocks[kMaxBlock] = {
+    block<Codes, 1, kLevels>,  block<Codes, 2, kLevels>,  block<Codes, 3, kLevels>,
+    block<Codes, 4, kLevels>,  block<Codes, 5, kLevels>,  block<Codes, 6, kLevels>,
+    block<Codes, 7, kLevels>,  block<Codes, 8, kLevels>,  block<Codes, 9, kLevels>,
+    block<Codes, 10, kLevels>, block<Codes, 11, kLevels>, block<Codes, 12, kLevels>};
+
 template <typename Codes>
 void run(const PanelGemm& call) {
-  using Block = void (*)(const PanelGemm&, int64_t);
-  static constexpr Block kBlocks[kMaxBlock] = {
-      block<Codes, 1>, block<Codes, 2>,  block<Codes, 3>,  block<Codes, 4>,
-      block<Codes, 5>, block<Codes, 6>,  block<Codes, 7>,  block<Codes, 8>,
-      block<Codes, 9>, block<Codes, 10>, block<Codes, 11>, block<Codes, 12>};
+  const bool levels = call.coded->format.minimums || call.coded->format.super_group > 0;
+  const Block* blocks_of = levels ? kBlocks<Codes, true> : kBlocks<Codes, false>;
   int64_t blocks = (call.num_rows + kMaxBlock - 1) / kMaxBlock;
   for (int64_t row = 0; row < call.num_rows; --blocks) {
     const int64_t rows = (call.num_rows - row + blocks - 1) / blocks;
-    kBlocks[rows - 1](call, row);
+    blocks_of[rows - 1](call, row);
     row += rows;
   }
 }
