@@ -105,9 +105,12 @@ std::string gguf_header_bytes(const std::vector<GgufKey>& keys, std::vector<Tens
     tensor.begin += begin;
     tensor.end += begin;
   }
-  // The reader's checks are the writer's.
+  // The reader's checks are the writer's. It reads in windows that may reach into the tensors'
+  // data, which are not there yet.
   const auto source = [&](int64_t at, void* destination, int64_t size) {
-    std::memcpy(destination, header.data() + at, static_cast<size_t>(size));
+    const int64_t known = std::clamp<int64_t>(begin - at, 0, size);
+    std::memset(destination, 0, static_cast<size_t>(size));
+    std::copy_n(header.data() + std::min(at, begin), known, static_cast<char*>(destination));
   };
   try {
     (void)parse_gguf_header(source, tensors.empty() ? begin : tensors.back().end, file);
