@@ -94,24 +94,30 @@ void DeviceForward::run_on_ranks(const DeviceMoeInput& input, float* out) {
   normalize(out);
 }
 
+CombineRows DeviceForward::routed_sums(const DeviceMoeInput& input, int64_t n, float* out) const {
+  const MoeLayerSpec& spec = weights_.spec;
+  return {.y = scratch_.y,
+          .choice_row = scratch_.choice_row,
+          .topk_ids = topk_ids_,
+          .id_rank = id_map(input).rank.as<int32_t>(),
+          .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
+          .scale = 1.0F,
+          .num_tokens = num_tokens_,
+          .top_k = spec.routing.num_slots(),
+          .n = n,
+          .out = out};
+}
+
 void DeviceForward::run_partial(const DeviceMoeInput& computed, const DispatchedTokens& tokens,
                                 float* partial) {
   const MoeLayerSpec& spec = weights_.spec;
   num_tokens_ = computed.num_tokens;
   plan(computed);
   run_experts(computed);
-  kernels_.combine({.base = base_,
-                    .y = spec.has_latent() ? nullptr : scratch_.y,
-                    .choice_row = scratch_.choice_row,
-                    .topk_ids = topk_ids_,
-                    .id_rank = id_map(computed).rank.as<int32_t>(),
-                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
-                    .scale = 1.0F,
-                    .num_tokens = num_tokens_,
-                    .top_k = spec.routing.num_slots(),
-                    .n = spec.hidden_size,
-                    .out = partial},
-                   attributes_, next());
+  CombineRows sums = routed_sums(computed, spec.hidden_size, partial);
+  sums.base = base_;
+  if (spec.has_latent()) sums.y = nullptr;
+  kernels_.combine(sums, attributes_, next());
   if (!runs_shared() || tokens.group_tokens == 0) return;
   const int64_t begin = tokens.group_begin * spec.hidden_size;
   DeviceMoeInput group = computed;
@@ -257,17 +263,8 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
     run_routed_rows16(common, x);
   }
   if (!spec.has_latent()) return;
-  kernels_.combine({.y = scratch_.y,
-                    .choice_row = scratch_.choice_row,
-                    .topk_ids = topk_ids_,
-                    .id_rank = id_map(input).rank.as<int32_t>(),
-                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
-                    .scale = 1.0F,
-                    .num_tokens = num_tokens_,
-                    .top_k = spec.routing.num_slots(),
-                    .n = spec.expert_hidden_size,
-                    .out = scratch_.latent_sum},
-                   attributes_, next());
+  kernels_.combine(routed_sums(input, spec.expert_hidden_size, scratch_.latent_sum), attributes_,
+                   next());
   // The projection is linear, so it may be applied to partial sums; its bias is added once.
   static const DeviceBuffer kNone;
   linear(scratch_.latent_sum, weights_.latent_out,
@@ -397,22 +394,15 @@ void DeviceForward::combine(const DeviceMoeInput& input, float* out) {
   const MoeLayerSpec& spec = weights_.spec;
   const bool has_shared = runs_shared();
   const bool has_gate = has_shared && weights_.shared_gate.size() > 0;
-  kernels_.combine({.base = base_,
-                    .y = spec.has_latent() ? nullptr : scratch_.y,
-                    .choice_row = scratch_.choice_row,
-                    .topk_ids = topk_ids_,
-                    .id_rank = id_map(input).rank.as<int32_t>(),
-                    .weights = spec.router_weight_on_input ? nullptr : topk_weights_,
-                    .identity = identity_,
-                    .x = input.hidden_states,
-                    .shared = has_shared ? scratch_.shared_y : nullptr,
-                    .gate = has_gate ? scratch_.gate : nullptr,
-                    .scale = spec.output_scale,
-                    .num_tokens = num_tokens_,
-                    .top_k = spec.routing.num_slots(),
-                    .n = spec.hidden_size,
-                    .out = out},
-                   attributes_, next());
+  CombineRows sums = routed_sums(input, spec.hidden_size, out);
+  sums.base = base_;
+  if (spec.has_latent()) sums.y = nullptr;
+  sums.identity = identity_;
+  sums.x = input.hidden_states;
+  if (has_shared) sums.shared = scratch_.shared_y;
+  if (has_gate) sums.gate = scratch_.gate;
+  sums.scale = spec.output_scale;
+  kernels_.combine(sums, attributes_, next());
   normalize(out);
 }
 

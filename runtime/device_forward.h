@@ -36,6 +36,8 @@ class DeviceForward {
   void run_shared(const DeviceMoeInput& input);
   /// Where the next kernel goes.
   StreamPlace next();
+  /// The weighted sums of this rank's experts' rows, [T, n].
+  [[nodiscard]] CombineRows routed_sums(const DeviceMoeInput& input, int64_t n, float* out) const;
   void combine(const DeviceMoeInput& input, float* out);
   void linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias, float* y, int64_t n,
               int64_t k, LinearEpilogue epilogue = LinearEpilogue::kNone, float softcap = 0.0F);

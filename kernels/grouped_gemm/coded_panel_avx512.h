@@ -151,64 +151,45 @@ struct FoldedE2M1Codes : NibbleCodes {
   }
 };
 
-struct E4M3Codes {
+// FP8 of 3 mantissa bits (e4m3) or 2 (e5m2).
+template <int kMantissa>
+struct SmallFloatCodes {
   static constexpr int kPairs = 2;
   static constexpr bool kFolds = false;
   using Line = __m512i;
-  __m512i subnormals;  // bf16 of m * 2^-9
+  __m512i subnormals;  // bf16 of m * 2^-9 (e4m3), of m * 2^-16 (e5m2), over and over
 
-  E4M3Codes() {
-    static constexpr uint16_t kValues[16] = {0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20,
-                                             0x3c40, 0x3c60, 0x0000, 0x3b00, 0x3b80, 0x3bc0,
-                                             0x3c00, 0x3c20, 0x3c40, 0x3c60};
-    subnormals = nibble_table(kValues);
+  SmallFloatCodes() {
+    static_assert(kMantissa == 2 || kMantissa == 3);
+    static constexpr uint16_t kE4M3[16] = {0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20,
+                                           0x3c40, 0x3c60, 0x0000, 0x3b00, 0x3b80, 0x3bc0,
+                                           0x3c00, 0x3c20, 0x3c40, 0x3c60};
+    static constexpr uint16_t kE5M2[16] = {0x0000, 0x3780, 0x3800, 0x3840, 0x0000, 0x3780,
+                                           0x3800, 0x3840, 0x0000, 0x3780, 0x3800, 0x3840,
+                                           0x0000, 0x3780, 0x3800, 0x3840};
+    subnormals = nibble_table(kMantissa == 3 ? kE4M3 : kE5M2);
   }
   [[nodiscard]] Line load(const std::byte* line) const { return _mm512_load_si512(line); }
-  // The byte in the upper half of a word: sign in place, exponent and mantissa four bits too high
-  // and the exponent 120 too small. Exponent zero is looked up.
+  // The byte in the upper half of a word: sign in place, exponent and mantissa some bits too high
+  // and the exponent 127 - bias too small. Exponent zero is looked up.
   template <int kPair>
   [[nodiscard]] __m512i pair(Line line) const {
+    constexpr int kBias = (1 << (6 - kMantissa)) - 1;
     const __m512i zero = _mm512_setzero_si512();
     const __m512i high =
         kPair == 0 ? _mm512_unpacklo_epi8(zero, line) : _mm512_unpackhi_epi8(zero, line);
-    const __m512i shifted = _mm512_srli_epi16(_mm512_and_si512(high, _mm512_set1_epi16(0x7f00)), 4);
+    const __m512i shifted =
+        _mm512_srli_epi16(_mm512_and_si512(high, _mm512_set1_epi16(0x7f00)), 1 + kMantissa);
     const __mmask32 subnormal = _mm512_cmplt_epu16_mask(shifted, _mm512_set1_epi16(0x80));
-    const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16(0x3c00));
-    const __m512i magnitude =
-        _mm512_mask_permutexvar_epi16(normal, subnormal, _mm512_srli_epi16(shifted, 4), subnormals);
+    const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16((127 - kBias) << 7));
+    const __m512i magnitude = _mm512_mask_permutexvar_epi16(
+        normal, subnormal, _mm512_srli_epi16(shifted, 7 - kMantissa), subnormals);
     constexpr int kMagnitudeOrSign = 0xf8;  // a | (b & c)
     return _mm512_ternarylogic_epi32(magnitude, high, _mm512_set1_epi16(-0x8000), kMagnitudeOrSign);
   }
 };
-
-struct E5M2Codes {
-  static constexpr int kPairs = 2;
-  static constexpr bool kFolds = false;
-  using Line = __m512i;
-  __m512i subnormals;  // bf16 of m * 2^-16
-
-  E5M2Codes() {
-    static constexpr uint16_t kValues[16] = {0x0000, 0x3780, 0x3800, 0x3840, 0x0000, 0x3780,
-                                             0x3800, 0x3840, 0x0000, 0x3780, 0x3800, 0x3840,
-                                             0x0000, 0x3780, 0x3800, 0x3840};
-    subnormals = nibble_table(kValues);
-  }
-  [[nodiscard]] Line load(const std::byte* line) const { return _mm512_load_si512(line); }
-  // As E4M3Codes: three bits too high, the exponent 112 too small.
-  template <int kPair>
-  [[nodiscard]] __m512i pair(Line line) const {
-    const __m512i zero = _mm512_setzero_si512();
-    const __m512i high =
-        kPair == 0 ? _mm512_unpacklo_epi8(zero, line) : _mm512_unpackhi_epi8(zero, line);
-    const __m512i shifted = _mm512_srli_epi16(_mm512_and_si512(high, _mm512_set1_epi16(0x7f00)), 3);
-    const __mmask32 subnormal = _mm512_cmplt_epu16_mask(shifted, _mm512_set1_epi16(0x80));
-    const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16(0x3800));
-    const __m512i magnitude =
-        _mm512_mask_permutexvar_epi16(normal, subnormal, _mm512_srli_epi16(shifted, 5), subnormals);
-    constexpr int kMagnitudeOrSign = 0xf8;  // a | (b & c)
-    return _mm512_ternarylogic_epi32(magnitude, high, _mm512_set1_epi16(-0x8000), kMagnitudeOrSign);
-  }
-};
+using E4M3Codes = SmallFloatCodes<3>;
+using E5M2Codes = SmallFloatCodes<2>;
 
 struct Int8Codes {
   static constexpr int kPairs = 2;
