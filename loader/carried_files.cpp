@@ -20,9 +20,6 @@ bool is_weights(const std::string& name) {
                      [&](std::string_view suffix) { return name.ends_with(suffix); });
 }
 
-// Reference outputs beside a checkpoint have the weights' format but are none.
-constexpr std::string_view kSidecar = "moe_io.safetensors";
-
 }  // namespace
 
 std::vector<std::string> carried_files(const fs::path& directory,
@@ -38,7 +35,7 @@ std::vector<std::string> carried_files(const fs::path& directory,
     }
     if (!entry->is_regular_file(error)) continue;
     const std::string relative = entry->path().lexically_relative(directory).generic_string();
-    if (is_weights(name) && name != kSidecar) {
+    if (is_weights(name) && name != kReferenceSidecar) {
       const bool own =
           entry.depth() == 0 && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
       if (!own && left_out != nullptr) left_out->push_back(relative);

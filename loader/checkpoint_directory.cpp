@@ -17,8 +17,6 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
 constexpr std::string_view kHuggingFaceIndex = "model.safetensors.index.json";
-// Reference inputs and outputs that may lie beside a checkpoint; not part of it.
-constexpr std::string_view kSidecar = "moe_io.safetensors";
 
 bool is_pickle(std::string_view name) {
   constexpr std::array<std::string_view, 4> kSuffixes = {".bin", ".pt", ".pth", ".ckpt"};
@@ -65,7 +63,7 @@ CheckpointDirectory list_checkpoint_directory(const fs::path& directory) {
   std::vector<std::string> indexes;
   for (; entries != fs::directory_iterator(); entries.increment(error)) {
     const std::string name = entries->path().filename().string();
-    if (name.starts_with('.') || name == kSidecar) continue;
+    if (name.starts_with('.') || name == kReferenceSidecar) continue;
     if (name.ends_with(".safetensors")) listing.safetensors.push_back(name);
     if (name.ends_with(".gguf")) listing.gguf.push_back(name);
     if (name.ends_with(kIndexSuffix)) indexes.push_back(name);

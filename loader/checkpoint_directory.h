@@ -10,6 +10,9 @@
 
 namespace gantry GANTRY_API {
 
+/// Reference inputs and outputs that may lie beside a checkpoint; not part of it.
+inline constexpr std::string_view kReferenceSidecar = "moe_io.safetensors";
+
 /// What a checkpoint's directory holds, by file name; nothing is opened.
 struct CheckpointDirectory {
   std::filesystem::path path;

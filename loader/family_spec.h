@@ -59,6 +59,10 @@ enum class Stacking : uint8_t {
   kStacked2d,  ///< all experts in one tensor, rows of expert 0 first: [E * ., .] (DBRX)
 };
 
+[[nodiscard]] constexpr bool is_stacked(Stacking stacking) noexcept {
+  return stacking == Stacking::kStacked3d || stacking == Stacking::kStacked2d;
+}
+
 /// Order of a matrix's axes in the file. Declared by the family, never inferred from a shape.
 enum class Orientation : uint8_t { kOutIn, kInOut };
 

@@ -17,25 +17,26 @@ struct ArchitectureName {
   std::string_view model_type;
   std::string_view architecture;
 };
-constexpr std::array<ArchitectureName, 19> kArchitectures = {{{"mixtral", "llama"},
-                                                              {"qwen2_moe", "qwen2moe"},
-                                                              {"qwen3_moe", "qwen3moe"},
-                                                              {"qwen3_vl_moe_text", "qwen3vlmoe"},
-                                                              {"qwen3_next", "qwen3next"},
-                                                              {"qwen3_5_moe", "qwen35moe"},
-                                                              {"qwen3_5_moe_text", "qwen35moe"},
-                                                              {"olmoe", "olmoe"},
-                                                              {"dbrx", "dbrx"},
-                                                              {"deepseek_v2", "deepseek2"},
-                                                              {"deepseek_v3", "deepseek2"},
-                                                              {"glm4_moe", "glm4moe"},
-                                                              {"dots1", "dots1"},
-                                                              {"granitemoe", "granitemoe"},
-                                                              {"ernie4_5_moe", "ernie4_5-moe"},
-                                                              {"hunyuan_v1_moe", "hunyuan-moe"},
-                                                              {"minimax_m2", "minimax-m2"},
-                                                              {"llama4_text", "llama4"},
-                                                              {"gpt_oss", "gpt-oss"}}};
+constexpr std::array<ArchitectureName, 19> kArchitectureNames = {
+    {{"mixtral", "llama"},
+     {"qwen2_moe", "qwen2moe"},
+     {"qwen3_moe", "qwen3moe"},
+     {"qwen3_vl_moe_text", "qwen3vlmoe"},
+     {"qwen3_next", "qwen3next"},
+     {"qwen3_5_moe", "qwen35moe"},
+     {"qwen3_5_moe_text", "qwen35moe"},
+     {"olmoe", "olmoe"},
+     {"dbrx", "dbrx"},
+     {"deepseek_v2", "deepseek2"},
+     {"deepseek_v3", "deepseek2"},
+     {"glm4_moe", "glm4moe"},
+     {"dots1", "dots1"},
+     {"granitemoe", "granitemoe"},
+     {"ernie4_5_moe", "ernie4_5-moe"},
+     {"hunyuan_v1_moe", "hunyuan-moe"},
+     {"minimax_m2", "minimax-m2"},
+     {"llama4_text", "llama4"},
+     {"gpt_oss", "gpt-oss"}}};
 
 // llama.cpp's converter takes these tensors over element by element in the architectures below
 // (elsewhere it permutes queries and keys, splits or joins projections, or adds to norms).
@@ -228,7 +229,7 @@ std::vector<GgufKey> keys_of(const MoeModelConfig& config, const std::string& co
 
 std::string_view gguf_architecture(std::string_view model_type) {
   std::string known;
-  for (const ArchitectureName& row : kArchitectures) {
+  for (const ArchitectureName& row : kArchitectureNames) {
     if (row.model_type == model_type) return row.architecture;
     known += fmt::format("{}{}", known.empty() ? "" : ", ", row.model_type);
   }

@@ -24,10 +24,6 @@ bool rows_are_out(const TensorPattern& pattern, std::string_view suffix) {
   return pattern.orientation == Orientation::kOutIn || ignores_orientation(suffix);
 }
 
-bool is_stacked(const TensorPattern& pattern) {
-  return pattern.stacking == Stacking::kStacked3d || pattern.stacking == Stacking::kStacked2d;
-}
-
 int64_t product(const std::vector<int64_t>& dims, size_t first) {
   int64_t result = 1;
   for (size_t d = first; d < dims.size(); ++d)
@@ -126,7 +122,7 @@ EncodedShape encoded_shape(std::string_view name, const TensorInfo& info, const 
       ref.kind == TensorKind::kEncoded ? std::string_view(ref.suffix) : to_string(ref.kind);
   EncodedShape shape;
   shape.dims = info.shape;
-  if (is_stacked(pattern)) {
+  if (is_stacked(pattern.stacking)) {
     GANTRY_CHECK(pattern.stacking == Stacking::kStacked3d && !info.shape.empty() &&
                      info.shape[0] == layer.num_experts,
                  ErrorCode::kFormat, "{}: expected [{}, ...], found {}", name, layer.num_experts,
@@ -174,7 +170,7 @@ FileView encoded_view(const EncodedShape& shape, const TensorPattern& pattern,
   view.slab_cols = view.rows_are_out ? shape.cols : whole_out;
   view.out_stride = view.rows_are_out ? shape.cols : 1;
   view.in_stride = view.rows_are_out ? 1 : whole_out;
-  view.slab_offset = is_stacked(pattern) ? expert * view.slab_rows * view.slab_cols : 0;
+  view.slab_offset = is_stacked(pattern.stacking) ? expert * view.slab_rows * view.slab_cols : 0;
   view.offset = view.slab_offset;
   if (!both) return view;
   const bool is_up = part == Part::kW3;
@@ -194,7 +190,7 @@ std::vector<int64_t> encoded_dims(const EncodedShape& shape, const TensorPattern
     if (pattern.part == Part::kW13) dims[0] *= 2;
     if (!rows_are_out(pattern, suffix)) std::swap(dims[0], dims[1]);
   }
-  if (is_stacked(pattern)) dims.insert(dims.begin(), num_experts);
+  if (is_stacked(pattern.stacking)) dims.insert(dims.begin(), num_experts);
   return dims;
 }
 

@@ -27,10 +27,6 @@ struct Holder {
 /// Which tensor of a matrix: "weight", "bias" or the suffix of a further one.
 using Kind = std::pair<TensorKind, std::string>;
 
-bool is_stacked(const TensorPattern& pattern) {
-  return pattern.stacking == Stacking::kStacked3d || pattern.stacking == Stacking::kStacked2d;
-}
-
 /// The tensors of one layer's experts: by part, expert and kind.
 using LayerHolders = std::map<std::pair<size_t, int>, std::map<Kind, Holder>>;
 
@@ -175,7 +171,7 @@ class RelayoutPlanner {
         patterns.push_back(pattern);
       }
     }
-    const bool stacked = is_stacked(spelling_.pattern(patterns.front()));
+    const bool stacked = is_stacked(spelling_.pattern(patterns.front()).stacking);
     const int named = spec.num_named_experts();
     for (int e = 0; e < (stacked ? 1 : named); ++e) {
       for (const int pattern : patterns)
@@ -293,7 +289,7 @@ class RelayoutPlanner {
   static std::vector<int64_t> plain_dims(const MoeLayerSpec& spec, const TensorPattern& pattern,
                                          TensorKind kind, int num_experts) {
     std::vector<int64_t> dims = expected_shapes(pattern, kind, spec)[0];
-    if (is_stacked(pattern)) dims[0] = dims[0] / spec.num_experts * num_experts;
+    if (is_stacked(pattern.stacking)) dims[0] = dims[0] / spec.num_experts * num_experts;
     return dims;
   }
 

@@ -20,10 +20,6 @@ constexpr std::array<NamedChoice, 5> kChoices = {{{"original", SpellingChoice::k
                                                   {"transformers", SpellingChoice::kTransformers},
                                                   {"vllm", SpellingChoice::kVllm}}};
 
-bool is_stacked(Stacking stacking) {
-  return stacking == Stacking::kStacked3d || stacking == Stacking::kStacked2d;
-}
-
 bool wants_stacked(const FamilySpec& family, SpellingChoice choice) {
   switch (choice) {
     case SpellingChoice::kPerExpert:

@@ -15,11 +15,6 @@
 namespace gantry {
 namespace {
 
-// Up to this many bytes every rank sums everything: one round of messages instead of two.
-constexpr size_t kSumEverywhereBytes = size_t{16} << 10;
-
-size_t index(int rank) { return static_cast<size_t>(rank); }
-
 void add_in_rank_order(std::span<const float> addends, std::span<float> sum) {
   std::copy_n(addends.begin(), sum.size(), sum.begin());
   for (size_t begin = sum.size(); begin < addends.size(); begin += sum.size()) {

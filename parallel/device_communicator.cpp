@@ -16,12 +16,8 @@
 namespace gantry {
 namespace {
 
-// Up to this many bytes every rank sums everything: one round of messages instead of two.
-constexpr size_t kSumEverywhereBytes = size_t{16} << 10;
 // Polls of a stream between two looks at the group.
 constexpr int kPollsOfStream = 64;
-
-size_t index(int rank) { return static_cast<size_t>(rank); }
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 // The groups of sends and receives that collectives are made of, for memory of any kind: nothing
 // here reads or writes what the parts point to. Internal.
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -12,6 +13,12 @@
 #include "parallel/communicator.h"
 
 namespace gantry {
+
+/// Up to this many bytes every rank sums everything: one round of messages instead of two.
+inline constexpr size_t kSumEverywhereBytes = size_t{16} << 10;
+
+/// A rank as an index.
+[[nodiscard]] constexpr size_t index(int rank) noexcept { return static_cast<size_t>(rank); }
 
 /// What one rank sends and receives in one group. Kept between calls, so that a steady state
 /// allocates nothing.

@@ -21,14 +21,17 @@
 
 // Times the experts of MoE layers with external routing, next to what the machine could do at most:
 //   ceiling = max(bytes of the touched experts / read bandwidth, flops / peak)
-// Bandwidth and peak are measured in the same run, the bandwidth again around every case, because
-// shared machines change from second to second.
+// Peaks are measured in the same run. Bandwidth is measured between slices of every case, as shared
+// machines change from second to second: a slice is compared with what was read right before and
+// after it, and a case is the median of its slices.
 
 namespace gantry::cli {
 namespace {
 
 constexpr int64_t kReadBytes = int64_t{2} << 30;
 constexpr int kCeilingRepeats = 5;
+constexpr int64_t kProbeBytes = int64_t{1} << 30;
+constexpr int kSlices = 8;
 /// A result above this share of the ceiling says that the ceiling is wrong.
 constexpr double kImpossible = 1.03;
 
@@ -57,21 +60,40 @@ struct BenchOptions {
 };
 
 struct Times {
-  std::vector<double> ms;  // sorted
+  std::vector<double> ms;
+
+  Times& sorted() {
+    std::sort(ms.begin(), ms.end());
+    return *this;
+  }
+  /// Of sorted ones.
   [[nodiscard]] double at(double share) const {
     return ms[static_cast<size_t>(share * static_cast<double>(ms.size() - 1))];
   }
 };
 
+// Some forwards in a row, and the bandwidth beside them: the higher of before and after.
+struct Slice {
+  double ms_median;
+  double read_gb_s;
+};
+
+struct Timing {
+  Times all;
+  std::vector<Slice> slices;
+};
+
 class Bench {
  public:
   Bench(const BenchOptions& options, BenchModel model, MachineCeilings ceilings)
-      : options_(options), model_(std::move(model)), ceilings_(ceilings) {}
+      : options_(options),
+        model_(std::move(model)),
+        ceilings_(ceilings),
+        probe_(host_isas(), options.common.make_threads(), kProbeBytes) {}
 
   [[nodiscard]] const BenchModel& model() const noexcept { return model_; }
 
   BenchRow run(int64_t num_tokens, BenchRouting routing) {
-    measure_bandwidth();
     const auto batches = make_batches(
         model_, num_tokens, routing, static_cast<int64_t>(options_.rotate_gb * 1e9), options_.seed);
     const auto weights = model_.layers[0]->weights();
@@ -85,8 +107,8 @@ class Bench {
     row.rel_err = output_error(*model_.layers[batches[0].layer], batches[0], out, 4);
     for (size_t i = 0; i < std::min<size_t>(3, batches.size()); ++i)
       forward(batches[i], workspaces, out);
-    const Times times = time(batches, workspaces, out);
-    measure_bandwidth();
+    const Timing timing = time(batches, workspaces, out);
+    const Times& times = timing.all;
 
     double experts = 0.0;
     for (const BenchBatch& batch : batches)
@@ -106,8 +128,14 @@ class Bench {
     row.ms_p90 = times.at(0.9);
     row.weight_gb_s = bytes / row.ms_median / 1e6;
     row.tflops = flops / row.ms_median / 1e9;
-    row.ceiling_ms = std::max(bytes / ceilings_.read_gb_s / 1e6, flops / peak_tflops() / 1e9);
-    row.of_ceiling = row.ceiling_ms / row.ms_median;
+    Times ceilings;
+    Times shares;
+    for (const Slice& slice : timing.slices) {
+      ceilings.ms.push_back(std::max(bytes / slice.read_gb_s / 1e6, flops / peak_tflops() / 1e9));
+      shares.ms.push_back(ceilings.ms.back() / slice.ms_median);
+    }
+    row.ceiling_ms = ceilings.sorted().at(0.5);
+    row.of_ceiling = shares.sorted().at(0.5);
     return row;
   }
 
@@ -120,12 +148,6 @@ class Bench {
                : ceilings_.fma_f32_tflops;
   }
 
-  void measure_bandwidth() {
-    ceilings_.read_gb_s =
-        std::max(ceilings_.read_gb_s,
-                 measure_read_gb_s(host_isas(), options_.common.make_threads(), kReadBytes, 2));
-  }
-
   void forward(const BenchBatch& batch, std::vector<Workspace>& workspaces,
                std::vector<float>& out) {
     model_.layers[batch.layer]->forward({.hidden_states = batch.hidden_states,
@@ -134,23 +156,36 @@ class Bench {
                                         workspaces[batch.layer], out);
   }
 
-  Times time(const std::vector<BenchBatch>& batches, std::vector<Workspace>& workspaces,
-             std::vector<float>& out) {
+  Timing time(const std::vector<BenchBatch>& batches, std::vector<Workspace>& workspaces,
+              std::vector<float>& out) {
+    using Milliseconds = std::chrono::duration<double, std::milli>;
     using Clock = std::chrono::steady_clock;
-    Times times;
-    const auto end = Clock::now() + std::chrono::duration<double>(options_.seconds);
-    for (size_t i = 0; Clock::now() < end || times.ms.size() < 5; ++i) {
-      const auto start = Clock::now();
-      forward(batches[i % batches.size()], workspaces, out);
-      times.ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    Timing timing;
+    const double slice_ms = 1000.0 * options_.seconds / kSlices;
+    double spent_ms = 0.0;
+    double before = probe_.gb_s(1);
+    for (size_t i = 0; spent_ms < 1000.0 * options_.seconds || timing.slices.size() < 5;) {
+      Times slice;
+      for (double ms = 0.0; ms < slice_ms; ++i) {
+        const auto start = Clock::now();
+        forward(batches[i % batches.size()], workspaces, out);
+        slice.ms.push_back(Milliseconds(Clock::now() - start).count());
+        ms += slice.ms.back();
+        spent_ms += slice.ms.back();
+      }
+      const double after = probe_.gb_s(1);
+      timing.slices.push_back({slice.sorted().at(0.5), std::max(before, after)});
+      timing.all.ms.insert(timing.all.ms.end(), slice.ms.begin(), slice.ms.end());
+      before = after;
     }
-    std::sort(times.ms.begin(), times.ms.end());
-    return times;
+    timing.all.sorted();
+    return timing;
   }
 
   const BenchOptions& options_;
   BenchModel model_;
   MachineCeilings ceilings_;
+  ReadProbe probe_;
 };
 
 BenchModel open_model(const BenchOptions& options, bool batch_invariant) {

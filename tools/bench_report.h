@@ -25,7 +25,8 @@ struct BenchRow {
   double tflops = 0;       ///< useful FLOP over the median, 1e12 FLOP/s
   double rel_err = 0;      ///< against a reference; NaN: the result was not finite
   double ceiling_ms = 0;   ///< what the machine needs at least, milliseconds; 0: not known
-  double of_ceiling = 0;   ///< ceiling_ms / ms_median; 0: not known
+  /// Least over median time, the median of slices of the run; 0: not known.
+  double of_ceiling = 0;
   /// Time with results that do not depend on the batch over the time without; 0: not measured.
   double batch_invariant_ratio = 0;
 };

@@ -55,6 +55,9 @@ test_ranks() {
 test_sanitizers() {
   step "AddressSanitizer and UndefinedBehaviorSanitizer"
   cmake --workflow --preset asan
+  ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 OMP_WAIT_POLICY=passive \
+    UBSAN_OPTIONS=print_stacktrace=1 \
+    ctest --test-dir build/asan --output-on-failure --parallel 2 --label-exclude mpi --timeout 7200
   step "ThreadSanitizer"
   cmake --workflow --preset tsan
 }

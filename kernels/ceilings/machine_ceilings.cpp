@@ -131,22 +131,25 @@ void check_repeats(int repeats) {
 
 }  // namespace
 
-double measure_read_gb_s(IsaSet isas, const Threads& threads, int64_t read_bytes, int repeats) {
-  check_repeats(repeats);
-  const int64_t num_tasks = threads.resolved_count();
+ReadProbe::ReadProbe(IsaSet isas, Threads threads, int64_t read_bytes)
+    : threads_(std::move(threads)), read_(select_read(isas)) {
+  const int64_t num_tasks = threads_.resolved_count();
   GANTRY_CHECK(read_bytes >= num_tasks * kMinShareBytes, ErrorCode::kInvalidArgument,
                "ceilings: {} threads must read at least {} bytes, found {}", num_tasks,
                num_tasks * kMinShareBytes, read_bytes);
-  const int64_t share = read_bytes / num_tasks / kPageBytes * kPageBytes;
-  ByteBuffer memory(static_cast<size_t>(share * num_tasks));
+  share_ = read_bytes / num_tasks / kPageBytes * kPageBytes;
+  memory_ = ByteBuffer(static_cast<size_t>(share_ * num_tasks));
   // Pages that were never written are all the same page of zeros, which caches hold.
-  parallel_for(threads, num_tasks, [&](int64_t task) {
-    std::memset(memory.data() + task * share, 1, static_cast<size_t>(share));
+  parallel_for(threads_, num_tasks, [&](int64_t task) {
+    std::memset(memory_.data() + task * share_, 1, static_cast<size_t>(share_));
   });
-  const auto read = select_read(isas);
+}
+
+double ReadProbe::gb_s(int repeats) {
+  check_repeats(repeats);
   const double seconds = best_seconds(
-      threads, repeats, [&](int64_t task) { read(memory.data() + task * share, share); });
-  return static_cast<double>(share * num_tasks) / seconds / 1e9;
+      threads_, repeats, [&](int64_t task) { read_(memory_.data() + task * share_, share_); });
+  return static_cast<double>(memory_.size()) / seconds / 1e9;
 }
 
 MachineCeilings measure_ceilings(IsaSet isas, const Threads& threads, int64_t read_bytes,
@@ -154,7 +157,7 @@ MachineCeilings measure_ceilings(IsaSet isas, const Threads& threads, int64_t re
   check_repeats(repeats);
   MachineCeilings ceilings;
   ceilings.threads = threads.resolved_count();
-  ceilings.read_gb_s = measure_read_gb_s(isas, threads, read_bytes, repeats);
+  ceilings.read_gb_s = ReadProbe(isas, threads, read_bytes).gb_s(repeats);
   ceilings.fma_f32_tflops = measure_fma(isas, threads, repeats);
   if (isas.contains(Isa::kAvx512Bf16)) {
     ceilings.dot_bf16_tflops =

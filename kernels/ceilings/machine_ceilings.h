@@ -1,8 +1,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
+#include "kernels/base/buffer.h"
 #include "kernels/base/cpu_features.h"
 #include "kernels/base/export.h"
 #include "kernels/base/parallel_for.h"
@@ -41,10 +43,23 @@ struct MachineCeilings {
 [[nodiscard]] MachineCeilings measure_ceilings(IsaSet isas, const Threads& threads,
                                                int64_t read_bytes, int repeats);
 
-/// `MachineCeilings::read_gb_s` alone, GB/s: on a shared machine it drifts, so a bench measures it
-/// again beside what it compares with it.
-/// @throws as measure_ceilings
-[[nodiscard]] double measure_read_gb_s(IsaSet isas, const Threads& threads, int64_t read_bytes,
-                                       int repeats);
+/// Measures `MachineCeilings::read_gb_s` alone, any number of times: on a shared machine it drifts,
+/// so a bench measures it right before and after what it compares with it. Holds the memory that it
+/// reads. One thread at a time may call it.
+class ReadProbe {
+ public:
+  /// @throws as measure_ceilings
+  ReadProbe(IsaSet isas, Threads threads, int64_t read_bytes);
+
+  /// GB/s: the best of `repeats` passes over the memory.
+  /// @throws Error kInvalidArgument if repeats is below 1
+  [[nodiscard]] double gb_s(int repeats);
+
+ private:
+  Threads threads_;
+  int64_t share_;  // bytes of each task
+  void (*read_)(const std::byte*, int64_t) noexcept;
+  ByteBuffer memory_;
+};
 
 }  // namespace gantry

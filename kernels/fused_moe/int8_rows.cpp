@@ -7,7 +7,7 @@
 namespace gantry {
 namespace {
 
-constexpr int64_t kRowsPerTask = 32;
+constexpr int64_t kInt8Rows = 32;
 
 struct Rows {
   const QuantizeInt8& all;
@@ -33,8 +33,8 @@ void quantize(const Rows& rows, int64_t first, int64_t count, float static_scale
 }
 
 void quantize_task(const Rows& rows, int64_t task) {
-  const int64_t begin = task * kRowsPerTask;
-  const int64_t end = std::min(begin + kRowsPerTask, rows.all.num_rows);
+  const int64_t begin = task * kInt8Rows;
+  const int64_t end = std::min(begin + kInt8Rows, rows.all.num_rows);
   if (rows.quantizer.scale_offset < 0) return quantize(rows, begin, end - begin, 0.0F);
   const auto offsets = rows.slots.offsets;
   int64_t slot = std::upper_bound(offsets.begin(), offsets.end(), begin) - offsets.begin() - 1;
@@ -64,7 +64,7 @@ QuantizeInt8 int8_rows_for(const MatrixKernels& kernels, const PackedLayout& lay
 void quantize_int8_rows(const QuantizeInt8& all, const RowOps& ops, const RowQuantizer& quantizer,
                         const QuantizedRows& slots, const Threads& threads) {
   const Rows rows{all, ops, quantizer, slots};
-  parallel_for(threads, (all.num_rows + kRowsPerTask - 1) / kRowsPerTask,
+  parallel_for(threads, (all.num_rows + kInt8Rows - 1) / kInt8Rows,
                [&rows](int64_t task) { quantize_task(rows, task); });
 }
 

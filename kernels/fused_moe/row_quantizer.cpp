@@ -10,16 +10,18 @@
 namespace gantry {
 namespace {
 
-constexpr int64_t kRowsPerTask = 32;
+constexpr int64_t kQuantizerRows = 32;
 
-struct Pass {
+struct QuantizerPass {
   const RowQuantizer& quantizer;
   const QuantizedRows& rows;
   std::span<float> amax;  // [M, groups], or empty
   int64_t groups;
 
   [[nodiscard]] int64_t num_rows() const { return rows.offsets.back(); }
-  [[nodiscard]] int64_t num_tasks() const { return (num_rows() + kRowsPerTask - 1) / kRowsPerTask; }
+  [[nodiscard]] int64_t num_tasks() const {
+    return (num_rows() + kQuantizerRows - 1) / kQuantizerRows;
+  }
   [[nodiscard]] RowPart row(int64_t r) const {
     return {{reinterpret_cast<float*>(rows.rows + r * rows.stride_bytes),
              static_cast<size_t>(rows.columns)},
@@ -36,19 +38,19 @@ struct Pass {
   }
 };
 
-void amax_task(const Pass& pass, int64_t task) {
-  const int64_t end = std::min(pass.num_rows(), (task + 1) * kRowsPerTask);
-  for (int64_t r = task * kRowsPerTask; r < end; ++r) {
+void amax_task(const QuantizerPass& pass, int64_t task) {
+  const int64_t end = std::min(pass.num_rows(), (task + 1) * kQuantizerRows);
+  for (int64_t r = task * kQuantizerRows; r < end; ++r) {
     const std::span<float> amax = pass.row_amax(r);
     std::fill(amax.begin(), amax.end(), 0.0F);
     raise_group_amax(pass.quantizer.format, pass.row(r), amax);
   }
 }
 
-void quantize_task(const Pass& pass, int64_t task) {
+void quantize_task(const QuantizerPass& pass, int64_t task) {
   const auto offsets = pass.rows.offsets;
-  const int64_t begin = task * kRowsPerTask;
-  const int64_t end = std::min(pass.num_rows(), begin + kRowsPerTask);
+  const int64_t begin = task * kQuantizerRows;
+  const int64_t end = std::min(pass.num_rows(), begin + kQuantizerRows);
   int64_t slot = std::upper_bound(offsets.begin(), offsets.end(), begin) - offsets.begin() - 1;
   for (int64_t r = begin; r < end; ++r) {
     while (r >= offsets[static_cast<size_t>(slot) + 1])
@@ -74,8 +76,8 @@ std::span<float> exchange_amax(const RowQuantizer& quantizer, const QuantizedRow
                values, amax.size());
   GANTRY_CHECK(exchange.max_over_ranks != nullptr, ErrorCode::kInvalidArgument,
                "quantize_rows: ranks share groups without an exchange");
-  const Pass pass{quantizer, rows, amax.first(static_cast<size_t>(values)),
-                  quantizer.format.num_groups(quantizer.whole_columns)};
+  const QuantizerPass pass{quantizer, rows, amax.first(static_cast<size_t>(values)),
+                           quantizer.format.num_groups(quantizer.whole_columns)};
   parallel_for(threads, pass.num_tasks(), [&pass](int64_t task) { amax_task(pass, task); });
   exchange.max_over_ranks(exchange.context, pass.amax);  // also without rows: it is collective
   return pass.amax;
@@ -84,8 +86,8 @@ std::span<float> exchange_amax(const RowQuantizer& quantizer, const QuantizedRow
 void quantize_rows(const RowQuantizer& quantizer, const QuantizedRows& rows,
                    const AmaxExchange& exchange, const Threads& threads, std::span<float> amax) {
   if (!quantizer.format.quantizes()) return;
-  const Pass pass{quantizer, rows, exchange_amax(quantizer, rows, exchange, threads, amax),
-                  quantizer.format.num_groups(quantizer.whole_columns)};
+  const QuantizerPass pass{quantizer, rows, exchange_amax(quantizer, rows, exchange, threads, amax),
+                           quantizer.format.num_groups(quantizer.whole_columns)};
   parallel_for(threads, pass.num_tasks(), [&pass](int64_t task) { quantize_task(pass, task); });
 }
 

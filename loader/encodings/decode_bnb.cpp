@@ -23,10 +23,6 @@ DecodedMatrix decode_each(const MatrixSize& size, Value value, Scale scale) {
   return decoded;
 }
 
-uint8_t byte_at(const EncodedTensor& tensor, int64_t index) {
-  return static_cast<uint8_t>(tensor.data[index]);
-}
-
 }  // namespace
 
 // The name of the quant_state says which code book it is; without one only the decoder knows.
@@ -61,7 +57,7 @@ CodedMatrix code_bnb_4bit(const QuantScheme& scheme, const EncodedMatrix& matrix
   coded.scales = scales;
   coded.own_codes(in / 2);
   for (size_t b = 0; b < coded.codes.size(); ++b) {  // here the even input is the high nibble
-    const uint8_t byte = byte_at(weight, static_cast<int64_t>(b));
+    const uint8_t byte = weight.byte(static_cast<int64_t>(b));
     coded.codes[b] = static_cast<uint8_t>(byte << 4 | byte >> 4);
   }
   return coded;
@@ -79,7 +75,7 @@ DecodedMatrix decode_bnb_4bit(const QuantScheme& /*scheme*/, const EncodedMatrix
   return decode_each(
       matrix.size,
       [&](int64_t i) {
-        const uint8_t byte = byte_at(weight, i / 2);
+        const uint8_t byte = weight.byte(i / 2);
         return book[i % 2 == 0 ? byte >> 4 : byte & 0xfu];
       },
       [&, &values = scales, size = block](int64_t o, int64_t i) {
@@ -95,8 +91,7 @@ DecodedMatrix decode_bnb_int8(const QuantScheme& /*scheme*/, const EncodedMatrix
   require_tensor(scb, DType::kF32, {matrix.size.out});
   const std::vector<float> scales = scale_values(scb);
   DecodedMatrix decoded = decode_each(
-      matrix.size,
-      [&](int64_t i) { return static_cast<float>(sign_extend(byte_at(weight, i), 8)); },
+      matrix.size, [&](int64_t i) { return static_cast<float>(sign_extend(weight.byte(i), 8)); },
       [&](int64_t o, int64_t /*i*/) { return scales[static_cast<size_t>(o)]; });
   for (float& value : decoded)
     value /= 127.0F;

@@ -18,10 +18,6 @@ const EncodedTensor& scale_of(const EncodedMatrix& matrix) {
   return inverse != nullptr ? *inverse : matrix.require("weight_scale");
 }
 
-uint8_t byte_at(const EncodedTensor& tensor, int64_t index) {
-  return static_cast<uint8_t>(tensor.data[index]);
-}
-
 float single_float(const EncodedTensor& tensor) {
   GANTRY_CHECK(tensor.num_elements() == 1 && is_plain_float(tensor.dtype), ErrorCode::kFormat,
                "{}: expected one float, found {} {}", tensor.name, shape_text(tensor.shape),
@@ -109,7 +105,7 @@ void use_small_codes(const EncodedTensor& weight, int bits, CodedMatrix& coded) 
   coded.own_codes((in + 1) / 2);
   const int limit = 1 << (bits - 1);
   for (int64_t i = 0; i < out * in; ++i) {
-    const auto code = static_cast<int8_t>(byte_at(weight, i));
+    const auto code = static_cast<int8_t>(weight.byte(i));
     GANTRY_CHECK(code >= -limit && code < limit, ErrorCode::kFormat,
                  "{}: element {}: expected a code of {} bits, found {}", weight.name, i, bits,
                  code);
@@ -128,10 +124,9 @@ WeightFormat int8_format(const QuantScheme& scheme, const EncodedMatrix& matrix)
 CodedMatrix code_int8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   CodedMatrix coded{.format = int8_format(scheme, matrix), .size = matrix.size};
   if (const EncodedTensor* zeros = matrix.find("weight_zero_point")) {
-    GANTRY_CHECK(
-        zeros->dtype == DType::kI8 && zeros->num_elements() == 1 && byte_at(*zeros, 0) == 0,
-        ErrorCode::kUnsupported, "{}: expected one i8 of 0, found {} {}", zeros->name,
-        shape_text(zeros->shape), to_string(zeros->dtype));
+    GANTRY_CHECK(zeros->dtype == DType::kI8 && zeros->num_elements() == 1 && zeros->byte(0) == 0,
+                 ErrorCode::kUnsupported, "{}: expected one i8 of 0, found {} {}", zeros->name,
+                 shape_text(zeros->shape), to_string(zeros->dtype));
   }
   if (coded.nibbles()) {
     use_small_codes(matrix.require("weight"), scheme.bits, coded);

@@ -25,6 +25,9 @@ struct EncodedTensor {
   std::string block_type = {};  ///< GGUF: its ggml type; `shape` counts elements
 
   [[nodiscard]] int64_t num_elements() const noexcept;
+  [[nodiscard]] uint8_t byte(int64_t index) const noexcept {
+    return static_cast<uint8_t>(data[index]);
+  }
 };
 
 /// The tensors that together hold one matrix W[out, in], by suffix: "weight", "weight_scale" ...

@@ -22,8 +22,8 @@ using Anchor = ModulePattern::Anchor;
 using Rules = QuantConfig::Rules;
 
 constexpr size_t kMaxPatterns = 4096;
-constexpr size_t kMaxSteps = size_t{1} << 18;  // of all patterns of a config
-constexpr size_t kMaxSchemes = 4096;           // that differ
+constexpr size_t kMaxStepsOfAll = size_t{1} << 18;  // of all patterns of a config
+constexpr size_t kMaxSchemes = 4096;                // that differ
 
 // Modules that stay as they are: one exporter or another writes each of these.
 constexpr std::array<const char*, 6> kLeftOutKeys = {"ignore",         "exclude_modules",
@@ -135,11 +135,11 @@ class RuleReader {
 
   void count(const ModulePattern& pattern) {
     num_steps_ += pattern.num_steps();
-    GANTRY_CHECK(++num_patterns_ <= kMaxPatterns && num_steps_ <= kMaxSteps,
+    GANTRY_CHECK(++num_patterns_ <= kMaxPatterns && num_steps_ <= kMaxStepsOfAll,
                  ErrorCode::kUnsupported,
                  "{}: expected at most {} patterns over module names of {} steps together, found "
                  "more",
-                 source_, kMaxPatterns, kMaxSteps);
+                 source_, kMaxPatterns, kMaxStepsOfAll);
   }
 
   void add_name(const std::string& name, int scheme) {
