@@ -159,6 +159,7 @@ void ForwardCall::run_experts(const ExchangedTokens& tokens, std::span<const flo
                  .activation = spec.activation,
                  .activations = operands_.routed_activations,
                  .x_quantizer = operands_.x_quantizer,
+                 .up_quantizer = operands_.up_quantizer,
                  .intermediate_quantizer = operands_.intermediate_quantizer,
                  .amax_exchange = {exchange_ == nullptr ? nullptr : max_over_tp, &magnitudes},
                  .rows = {.token = permutation.row_token.data(),

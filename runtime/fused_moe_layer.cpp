@@ -118,6 +118,10 @@ void FusedMoeLayer::replace_weights(MoeLayerWeights weights) {
       "layer {}: the new weights have another shape or split than those in use", before.spec.layer);
   check_belongs(weights, old->experts);
   auto staged = std::make_shared<const LayerOperands>(std::move(weights), old->experts, options_);
+  GANTRY_CHECK(old->room_for_up_rows || !staged->room_for_up_rows, ErrorCode::kInvalidArgument,
+               "layer {}: static input scales of w1 and w3 differ in the new weights and did not "
+               "before: workspaces in use have no room for both inputs",
+               before.spec.layer);
   const std::scoped_lock lock(mutex_);
   GANTRY_CHECK(!moving_ && operands_->experts == staged->experts, ErrorCode::kInvalidArgument,
                "layer {}: weights cannot be replaced while its experts move between ranks",
@@ -155,7 +159,8 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slot
   workspace.physical_ids_.reserve(choices);
   workspace.tokens_per_expert_.assign(static_cast<size_t>(spec.num_experts), 0);
 
-  FusedExpertsScratchSize size = fused_experts_scratch(held->routed, held->routed_kernels, pairs);
+  FusedExpertsScratchSize size =
+      fused_experts_scratch(held->routed, held->routed_kernels, pairs, held->room_for_up_rows);
   size.num_slots = workspace.num_slots_;
   size.amax_values = amax_scratch_values(held->intermediate_quantizer, pairs);
   if (held->shared.num_slots > 0) {

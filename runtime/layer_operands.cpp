@@ -36,25 +36,32 @@ FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& opti
   return kernels;
 }
 
-// w1 and w3 read the same rows, which are quantized once.
-void check_input_scales(const MoeLayerWeights& weights) {
+float input_scale(const MoeLayerWeights& weights, int64_t slot, Part part) {
   const SlotLayout& layout = weights.layout;
-  if (!layout.static_inputs) return;
+  return *reinterpret_cast<const float*>(weights.slots.data() + slot * layout.stride_bytes +
+                                         layout.input_scale_offset(part));
+}
+
+void check_input_scales(const MoeLayerWeights& weights) {
+  if (!weights.layout.static_inputs) return;
   for (int64_t slot = 0; slot < weights.num_slots; ++slot) {
-    const auto scale = [&](Part part) {
-      return *reinterpret_cast<const float*>(weights.slots.data() + slot * layout.stride_bytes +
-                                             layout.input_scale_offset(part));
-    };
-    GANTRY_CHECK(scale(Part::kW1) > 0.0F && scale(Part::kW2) > 0.0F, ErrorCode::kUnsupported,
-                 "layer {}, slot {}: an input scale is missing or not above 0; bf16 and f32 "
-                 "activations can run",
-                 weights.spec.layer, slot);
-    if (!layout.gated) continue;
-    GANTRY_CHECK(scale(Part::kW1) == scale(Part::kW3), ErrorCode::kUnsupported,
-                 "layer {}, slot {}: the static input scales of w1 and w3 differ ({} and {}): "
-                 "their inputs cannot be quantized together; bf16 and f32 activations can run",
-                 weights.spec.layer, slot, scale(Part::kW1), scale(Part::kW3));
+    for (const Part part : kExpertParts) {
+      if (part == Part::kW3 && !weights.layout.gated) continue;
+      GANTRY_CHECK(input_scale(weights, slot, part) > 0.0F, ErrorCode::kUnsupported,
+                   "layer {}, slot {}: the input scale of {} is missing or not above 0; bf16 and "
+                   "f32 activations can run",
+                   weights.spec.layer, slot, to_string(part));
+    }
   }
+}
+
+// Whether w1 and w3 of some expert cannot share the rows that they read.
+bool input_scales_differ(const MoeLayerWeights& weights) {
+  if (!weights.layout.static_inputs || !weights.layout.gated) return false;
+  for (int64_t slot = 0; slot < weights.num_slots; ++slot) {
+    if (input_scale(weights, slot, Part::kW1) != input_scale(weights, slot, Part::kW3)) return true;
+  }
+  return false;
 }
 
 RowQuantizer make_quantizer(const MoeLayerWeights& weights, const RowFormat& format, Part part) {
@@ -105,6 +112,15 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, ExpertMap map, const FusedM
       options.activations == ActivationDType::kInt8) {
     routed_options.activations = ActivationDType::kScheme;
     x_quantizer = make_quantizer(weights, format, Part::kW1);
+    const bool differ = format.is_static() && input_scales_differ(weights);
+    const bool experts_move = weights.parallel.ep_size > 1;
+    room_for_up_rows = differ || (experts_move && format.is_static() && weights.layout.gated);
+    if (differ) {
+      up_quantizer = make_quantizer(weights, format, Part::kW3);
+      log(LogLevel::kInfo,
+          "layer {}: static input scales of w1 and w3 differ: their inputs are quantized apart",
+          spec.layer);
+    }
     intermediate_quantizer = make_quantizer(weights, format, Part::kW2);
     int8_rows =
         format.kind == RowQuantization::kInt8Token || format.kind == RowQuantization::kInt8Static;

@@ -34,7 +34,9 @@ struct LayerOperands {
   DenseOperand latent_in;
   DenseOperand latent_out;
   ActivationDType routed_activations = ActivationDType::kBF16;  // kInt8 is a scheme here
-  RowQuantizer x_quantizer;  // of the routed experts, with ActivationDType::kScheme
+  RowQuantizer x_quantizer;   // of the routed experts, with ActivationDType::kScheme
+  RowQuantizer up_quantizer;  // of w3's input, where some expert's static scale of it is another
+  bool room_for_up_rows = false;  // in workspaces: some expert's is, or experts may come whose is
   RowQuantizer intermediate_quantizer;
   FusedExpertsKernels routed_kernels;
   FusedExpertsKernels shared_kernels;

@@ -427,7 +427,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& chosen) {
   command
       ->add_option("--rotate-gb", options->rotate_gb,
                    "weights to rotate over, so that they come "
-                   "from memory")
+                   "from memory; 0: one layer, whose weights may stay in caches")
       ->check(CLI::Range(0.0, 1000.0))
       ->capture_default_str();
   command->add_option("--seed", options->seed, "seed of weights and routings")

@@ -174,7 +174,7 @@ BenchModel make_bench_model(std::string_view shape, std::string_view format, int
                    .layers = {}};
   options.activations = model.activations.dtype;
   WeightSource source(weights_format, seed + static_cast<uint64_t>(rank.config.rank));
-  for (int64_t bytes = 0; bytes < min_bytes;) {
+  for (int64_t bytes = 0; model.layers.empty() || bytes < min_bytes;) {
     ExpertMap experts = rank.placement.map_of(spec.layer, spec.num_experts, rank.config.ep_size);
     MoeLayerWeights weights = make_weights(spec, source, experts, rank);
     weights.activations = declared;
@@ -205,7 +205,7 @@ BenchModel load_bench_model(const std::string& directory, int64_t min_bytes,
   LoadStats stats;
   int64_t bytes = 0;
   for (const MoeLayerSpec& spec : opened.config().layers) {
-    if (bytes >= min_bytes) break;
+    if (!model.layers.empty() && bytes >= min_bytes) break;
     ExpertMap experts = rank.placement.map_of(spec.layer, spec.num_experts, rank.config.ep_size);
     MoeLayerWeights weights =
         loader.load_layer(spec.layer, rank.config, experts, load, opened.report(), stats);

@@ -53,6 +53,16 @@ struct Pass {
   ActivateBlock::Kind kind;
   int64_t panels_per_task = 1;
 
+  /// Whether up rows of a slot's w13 have inputs of their own, which stand behind those of the
+  /// gate.
+  [[nodiscard]] bool up_rows(int64_t slot) const {
+    return call.has_up_rows() && *section(slot, call.up_quantizer.scale_offset) !=
+                                     *section(slot, call.x_quantizer.scale_offset);
+  }
+  /// Gathered rows: of gate and up, or those of up alone.
+  [[nodiscard]] std::byte* x_rows(bool up) const {
+    return scratch.rows.data() + (up ? call.rows.offsets.back() * row_stride : 0);
+  }
   [[nodiscard]] int64_t slot_rows(int64_t slot) const {
     const auto s = static_cast<size_t>(slot);
     return call.rows.offsets[s + 1] - call.rows.offsets[s];
@@ -90,9 +100,9 @@ void apply_one_row(const void* context, int64_t n, const float* gate, const floa
 
 constexpr int64_t kGatherRows = 32;
 
-QuantizedRows quantized_rows(const Pass& pass, ByteBuffer& rows, int64_t stride,
+QuantizedRows quantized_rows(const Pass& pass, std::byte* rows, int64_t stride,
                              const PackedLayout& layout) {
-  return {.rows = rows.data(),
+  return {.rows = rows,
           .stride_bytes = stride,
           .columns = layout.k,
           .offsets = pass.call.rows.offsets,
@@ -100,8 +110,14 @@ QuantizedRows quantized_rows(const Pass& pass, ByteBuffer& rows, int64_t stride,
           .slot_stride_bytes = pass.call.experts.slot_stride_bytes};
 }
 
+/// What rows are gathered as.
+struct Gather {
+  std::byte* rows;
+  bool as_f32;
+};
+
 // Rows begin .. begin + count - 1, all of one slot where slots transform x.
-void gather_rows(const Pass& pass, int64_t slot, int64_t begin, int64_t count, bool as_f32) {
+void gather_rows(const Pass& pass, int64_t slot, int64_t begin, int64_t count, Gather how) {
   const FusedExpertsCall& call = pass.call;
   const PackedExperts& experts = call.experts;
   const int64_t h = experts.hidden_size();
@@ -111,45 +127,45 @@ void gather_rows(const Pass& pass, int64_t slot, int64_t begin, int64_t count, b
                                 .token = mapped ? call.rows.token + begin : nullptr,
                                 .choice = mapped ? call.rows.choice + begin : nullptr,
                                 .scale = mapped || scale == nullptr ? scale : scale + begin,
-                                .rows = pass.scratch.rows.data() + begin * pass.row_stride,
+                                .rows = how.rows + begin * pass.row_stride,
                                 .stride = pass.row_stride,
                                 .num_rows = count,
                                 .n = h,
                                 .padded = experts.w13.padded_k(),
-                                .round_bf16 = pass.round_bf16 && !as_f32,
-                                .store_bf16 = pass.store_rows_bf16 && !as_f32,
+                                .round_bf16 = pass.round_bf16 && !how.as_f32,
+                                .store_bf16 = pass.store_rows_bf16 && !how.as_f32,
                                 .order = pass.section<int32_t>(slot, experts.x_order_offset),
                                 .factors = pass.section(slot, experts.x_factors_offset)});
 }
 
-void gather_task(const Pass& pass, int64_t task, bool as_f32) {
+void gather_task(const Pass& pass, int64_t task, Gather how) {
   const std::span<const int32_t> offsets = pass.call.rows.offsets;
   const int64_t begin = task * kGatherRows;
   const int64_t end = std::min<int64_t>(begin + kGatherRows, offsets.back());
-  if (!pass.call.experts.transforms_x()) return gather_rows(pass, 0, begin, end - begin, as_f32);
+  if (!pass.call.experts.transforms_x()) return gather_rows(pass, 0, begin, end - begin, how);
   int64_t slot = std::upper_bound(offsets.begin(), offsets.end(), begin) - offsets.begin() - 1;
   for (int64_t row = begin; row < end; ++slot) {
     const int64_t last = std::min<int64_t>(end, offsets[static_cast<size_t>(slot) + 1]);
-    if (row < last) gather_rows(pass, slot, row, last - row, as_f32);
+    if (row < last) gather_rows(pass, slot, row, last - row, how);
     row = last;
   }
 }
 
-void gather(const Pass& pass, const Threads& threads, bool as_f32) {
+void gather(const Pass& pass, const Threads& threads, Gather how) {
   // Lambdas that capture one reference fit into std::function without an allocation.
-  const std::pair<const Pass&, bool> job{pass, as_f32};
+  const std::pair<const Pass&, Gather> job{pass, how};
   parallel_for(threads, ceil_div(pass.call.rows.offsets.back(), kGatherRows),
                [&job](int64_t task) { gather_task(job.first, task, job.second); });
 }
 
-void gather_int8(const Pass& pass, const Threads& threads) {
+void gather_int8(const Pass& pass, const Threads& threads, bool up) {
   const FusedExpertsCall& call = pass.call;
   QuantizeInt8 rows = int8_rows_for(pass.kernels.w13, call.experts.w13);
-  rows.rows = pass.scratch.rows.data();
+  rows.rows = pass.x_rows(up);
   rows.stride = pass.row_stride;
   rows.num_rows = call.rows.offsets.back();
   if (call.experts.transforms_x()) {  // first as f32 where the codes will stand
-    gather(pass, threads, /*as_f32=*/true);
+    gather(pass, threads, {rows.rows, /*as_f32=*/true});
     rows.x = reinterpret_cast<const float*>(rows.rows);
     rows.x_stride = pass.row_stride / static_cast<int64_t>(sizeof(float));
   } else {
@@ -159,9 +175,8 @@ void gather_int8(const Pass& pass, const Threads& threads) {
     rows.choice = call.rows.choice;
     rows.factor = call.input_weights.empty() ? nullptr : call.input_weights.data();
   }
-  quantize_int8_rows(rows, *pass.kernels.row_ops, call.x_quantizer,
-                     quantized_rows(pass, pass.scratch.rows, pass.row_stride, call.experts.w13),
-                     threads);
+  quantize_int8_rows(rows, *pass.kernels.row_ops, up ? call.up_quantizer : call.x_quantizer,
+                     quantized_rows(pass, rows.rows, pass.row_stride, call.experts.w13), threads);
 }
 
 // ---- pass 1: w13 and the activation
@@ -210,16 +225,26 @@ void w13_panel(const Pass& pass, int64_t slot, int64_t panel, int64_t row_begin,
   const int64_t step = even_piece(row_end - row_begin, multiply_rows(pass.kernels.w13));
   for (int64_t row = row_begin; row < row_end; row += step) {
     const int64_t rows = std::min(step, row_end - row);
-    multiply_panel({.kernels = pass.kernels.w13,
-                    .layout = experts.w13,
-                    .coded = pass.w13_coded,
-                    .x = pass.scratch.rows.data() + row * pass.row_stride,
-                    .x_stride = pass.row_stride,
-                    .num_rows = rows,
-                    .matrix_rows = pass.slot_rows(slot),
-                    .panel = pass.slot(slot) + experts.w13_offset + panel * pass.w13_panel_bytes,
-                    .c = c,
-                    .next = row == row_begin ? next : nullptr});
+    const auto multiply = [&](bool up, float* sums) {
+      multiply_panel({.kernels = pass.kernels.w13,
+                      .layout = experts.w13,
+                      .coded = pass.w13_coded,
+                      .x = pass.x_rows(up) + row * pass.row_stride,
+                      .x_stride = pass.row_stride,
+                      .num_rows = rows,
+                      .matrix_rows = pass.slot_rows(slot),
+                      .panel = pass.slot(slot) + experts.w13_offset + panel * pass.w13_panel_bytes,
+                      .c = sums,
+                      .next = row == row_begin ? next : nullptr});
+    };
+    multiply(/*up=*/false, c);
+    if (pass.up_rows(slot)) {  // the same panel, of which the other half counts
+      alignas(64) float of_up[kMaxMultiplyRows * kPanelWidth];
+      multiply(/*up=*/true, of_up);
+      for (int64_t r = 0; r < rows; ++r)
+        std::copy_n(of_up + r * kPanelWidth + kHalfPanel, kHalfPanel,
+                    c + r * kPanelWidth + kHalfPanel);
+    }
     pass.kernels.row_ops->activate(
         {.c = c,
          .num_rows = rows,
@@ -365,11 +390,11 @@ int64_t plan_w2(Pass& pass, int num_threads) {
 
 // ---- the quantizers of kScheme
 
-void quantize_x(const Pass& pass, const Threads& threads) {
+void quantize_x(const Pass& pass, const Threads& threads, bool up) {
   const FusedExpertsCall& call = pass.call;
   if (call.activations != ActivationDType::kScheme) return;
-  quantize_rows(call.x_quantizer,
-                quantized_rows(pass, pass.scratch.rows, pass.row_stride, call.experts.w13),
+  quantize_rows(up ? call.up_quantizer : call.x_quantizer,
+                quantized_rows(pass, pass.x_rows(up), pass.row_stride, call.experts.w13),
                 call.amax_exchange, threads, pass.scratch.amax.span());
 }
 
@@ -379,7 +404,7 @@ void quantize_intermediate(const Pass& pass, const Threads& threads) {
   const RowQuantizer& quantizer = call.intermediate_quantizer;
   const PackedLayout& layout = call.experts.w2;
   const QuantizedRows all =
-      quantized_rows(pass, pass.scratch.intermediate, pass.mid_stride, layout);
+      quantized_rows(pass, pass.scratch.intermediate.data(), pass.mid_stride, layout);
   if (pass.kernels.w2.rows != ActivationDType::kInt8) {
     return quantize_rows(quantizer, all, call.amax_exchange, threads, pass.scratch.amax.span());
   }
@@ -427,7 +452,7 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
                    const Threads& threads, FusedExpertsScratch& scratch) {
   const PackedExperts& experts = call.experts;
   const int64_t num_rows = call.rows.offsets.empty() ? 0 : call.rows.offsets.back();
-  check_call(call, scratch, fused_experts_scratch(experts, kernels, num_rows));
+  check_call(call, scratch, fused_experts_scratch(experts, kernels, num_rows, call.has_up_rows()));
   GANTRY_CHECK(call.activations == ActivationDType::kBF16 ||
                    (kernels.w13.gemm->rows == ActivationDType::kF32 &&
                     kernels.w2.gemm->rows == ActivationDType::kF32),
@@ -454,13 +479,16 @@ void fused_experts(const FusedExpertsCall& call, const FusedExpertsKernels& kern
             .round_bf16 = call.activations == ActivationDType::kBF16,
             .kind = kind_of(call.activation.kind)};
   const int num_threads = threads.resolved_count();
-  if (kernels.w13.rows == ActivationDType::kInt8) {
-    gather_int8(pass, threads);
-  } else {
-    gather(pass, threads, /*as_f32=*/false);
-    quantize_x(pass, threads);
+  for (const bool up : {false, true}) {
+    if (up && !call.has_up_rows()) break;
+    if (kernels.w13.rows == ActivationDType::kInt8) {
+      gather_int8(pass, threads, up);
+    } else {
+      gather(pass, threads, {pass.x_rows(up), /*as_f32=*/false});
+      quantize_x(pass, threads, up);
+    }
+    sum_rows(pass, kernels.w13, experts.w13, pass.x_rows(up), pass.row_stride, threads);
   }
-  sum_rows(pass, kernels.w13, experts.w13, scratch.rows.data(), pass.row_stride, threads);
   parallel_for(threads, plan_w13(pass, num_threads),
                [&pass](int64_t task) { w13_task(pass, task); });
   quantize_intermediate(pass, threads);

@@ -64,9 +64,10 @@ struct FusedExpertsScratchSize {
 };
 
 /// The scratch for calls of up to `max_rows` (token, expert) pairs.
+/// @param up_rows for calls whose up rows of w13 have inputs of their own (up_quantizer)
 FusedExpertsScratchSize fused_experts_scratch(const PackedExperts& experts,
-                                              const FusedExpertsKernels& kernels,
-                                              int64_t max_rows) noexcept;
+                                              const FusedExpertsKernels& kernels, int64_t max_rows,
+                                              bool up_rows = false) noexcept;
 /// The scratch for `linear` with up to `max_tokens` rows.
 FusedExpertsScratchSize linear_scratch(const PackedLayout& layout,
                                        const FusedExpertsKernels& kernels,
@@ -110,7 +111,11 @@ struct FusedExpertsCall {
   ActivationSpec activation;
   ActivationDType activations = ActivationDType::kBF16;
   // Of kScheme, else ignored:
-  RowQuantizer x_quantizer{};             ///< of w13's input, after input_weights
+  RowQuantizer x_quantizer{};  ///< of w13's input, after input_weights
+  /// Of the up rows' input where the static scales of some slots are others than those of the gate
+  /// rows: all rows are quantized twice then, and those slots' rows meet w13 twice. A default one:
+  /// there is one input.
+  RowQuantizer up_quantizer{};
   RowQuantizer intermediate_quantizer{};  ///< of w2's input
   AmaxExchange amax_exchange{};
   ExpertRows rows;
@@ -120,6 +125,8 @@ struct FusedExpertsCall {
   bool add_w2_bias = true;               ///< true on the one TP rank that adds b2
   bool clear = true;                     ///< out is written; else added to
   std::span<float> out;                  ///< [T, H], with out_row [its rows, H]
+
+  [[nodiscard]] bool has_up_rows() const noexcept { return up_quantizer.format.quantizes(); }
 };
 
 /// Computes out[t] (+)= sum over the token's rows of weight * (W2 f(W13 x + b13) + b2), fused: w13
@@ -128,6 +135,8 @@ struct FusedExpertsCall {
 ///
 /// Where slots have an order or factors of inputs, W13 meets x[order] * factors instead of x, and
 /// W2 meets f(...) * factors.
+///
+/// With an up_quantizer, gate rows meet x as x_quantizer gives it and up rows as up_quantizer does.
 ///
 /// Rounding: x (after input_weights and factors) and f(...) (after factors) are rounded to bf16
 /// where the activations are bf16; everything else is f32. With kScheme they are quantized and

@@ -17,6 +17,15 @@ void check_call(const FusedExpertsCall& call, const FusedExpertsScratch& scratch
   GANTRY_CHECK(is_gated(call.activation.kind) == e.w13.gated, ErrorCode::kInvalidArgument,
                "fused_experts: activation {} and {} w13", to_string(call.activation.kind),
                e.w13.gated ? "a gated" : "an ungated");
+  GANTRY_CHECK(!call.has_up_rows() ||
+                   (e.w13.gated && call.activations == ActivationDType::kScheme &&
+                    call.up_quantizer.format == call.x_quantizer.format &&
+                    call.up_quantizer.format.is_static() && call.up_quantizer.scale_offset >= 0 &&
+                    call.x_quantizer.scale_offset >= 0),
+               ErrorCode::kInvalidArgument,
+               "fused_experts: up_quantizer: expected that of x with other static scales, and a "
+               "gated w13 under {}",
+               to_string(ActivationDType::kScheme));
   const auto slots = static_cast<size_t>(e.num_slots);
   GANTRY_CHECK(call.rows.offsets.size() == slots + 1 && call.rows.order.size() == slots &&
                    call.rows.offsets.front() == 0 &&

@@ -15,10 +15,10 @@ void FusedExpertsScratchSize::cover(const FusedExpertsScratchSize& other) noexce
 }
 
 FusedExpertsScratchSize fused_experts_scratch(const PackedExperts& experts,
-                                              const FusedExpertsKernels& kernels,
-                                              int64_t max_rows) noexcept {
-  return {.rows_bytes =
-              max_rows * gathered_stride_bytes(kernels.w13, experts.w13, experts.transforms_x()),
+                                              const FusedExpertsKernels& kernels, int64_t max_rows,
+                                              bool up_rows) noexcept {
+  return {.rows_bytes = (up_rows ? 2 : 1) * max_rows *
+                        gathered_stride_bytes(kernels.w13, experts.w13, experts.transforms_x()),
           .intermediate_bytes = max_rows * f32_row_stride_bytes(kernels.w2, experts.w2),
           .num_slots = experts.num_slots};
 }

@@ -153,6 +153,14 @@ class CommandTest(CommandTestCase):
         self.assertIn(code, (OK, FINDING), err)
         self.assertIn("scheme: int8 per token", out)
 
+    def test_bench_with_nothing_to_rotate_over_times_one_layer(self):
+        small = ["--tokens", "1", "--seconds", "0.01", "--read-gb", "0.0001", "--rotate-gb", "0"]
+        for weights in ([str(GOLDEN / "families" / "mixtral")], ["--shape", "tiny"]):
+            for device in ([], ["--device", "emulated"]):
+                code, out, err = run("bench", *weights, *small, *device)
+                self.assertIn(code, (OK, FINDING), err)
+                self.assertIn("1 layer(s) of 8 experts", out)
+
     def test_verify_speaks_json(self):
         code, out, _ = self.verify(GOLDEN / "families" / "mixtral", "--activations", "f32", "--json")
         self.assertEqual(code, OK)

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "kernels/base/error.h"
 #include "kernels/base/float_convert.h"
@@ -274,26 +275,50 @@ TEST_P(InputScaleTest, WithAZeroPointThatIsNotZeroIsAFinding) {
   expect_finding(zero_point, "zero point");
 }
 
-// Gate and up read the same rows: only the scheme is refused.
-TEST_P(InputScaleTest, ThatDiffersBetweenGateAndUpIsRefusedByTheSchemeOnly) {
-  const bool mixtral_names =
-      std::any_of(checkpoint.tensors.begin(), checkpoint.tensors.end(),
-                  [](const auto& entry) { return entry.first.find(".w1.") != std::string::npos; });
-  set_scale(scale_name(mixtral_names ? "w1" : "gate_proj"), 0.5F);
+// Every expert but one gets another scale of up; what comes out is PyTorch's
+// (activations/up_scales.safetensors). On ranks that hold no such expert, too.
+TEST_P(InputScaleTest, ThatDiffersBetweenGateAndUpCounts) {
+  const std::string golden = GetParam();
+  const SafetensorsFile edited(golden_root() / "activations" / "up_scales.safetensors");
+  const auto read = [&](const std::string& name) {
+    const TensorInfo* info = edited.find(golden + name);
+    std::vector<float> values(info == nullptr ? 0 : static_cast<size_t>(info->num_elements()));
+    if (info != nullptr) edited.read(info->begin, values.data(), info->num_bytes());
+    return values;
+  };
+  const std::vector<float> scales = read(".up_scales");
+  ASSERT_EQ(scales.size(), 4U);
+  for (auto& [name, tensor] : checkpoint.tensors) {
+    if (name.find(".input_") == std::string::npos) continue;
+    for (size_t e = 0; e < scales.size(); ++e) {
+      const std::string expert = ".experts." + std::to_string(e);
+      if (name.find(expert + ".up_proj.") != std::string::npos ||
+          name.find(expert + ".w3.") != std::string::npos) {
+        set_scale(name, scales[e]);
+      }
+    }
+  }
   EXPECT_EQ(findings(), "");
   const TempDir dir;
   checkpoint.write(dir.path());
-  MoeModel model(dir.path(), /*names_only=*/false);
   const std::filesystem::path io = golden_root() / "quant" / GetParam() / "moe_io.safetensors";
-  const Reference reference = read_reference(io, model.config());
-  VerifySettings settings;
-  settings.load.threads.count = 1;
-  settings.activations = ActivationDType::kF32;
-  verify_model(model, &reference, settings, {});
-  EXPECT_EQ(summarize(model.report(), 5), "");  // weights alone: the reference's output
-  settings.activations = ActivationDType::kScheme;
-  expect_error([&] { verify_model(model, &reference, settings, {}); }, ErrorCode::kUnsupported,
-               {"input scales of w1 and w3 differ", "layer 0"});
+  for (const ParallelConfig parallel :
+       {ParallelConfig{}, ParallelConfig{.tp_size = 2}, ParallelConfig{.tp_size = 3},
+        ParallelConfig{.tp_size = 4}, ParallelConfig{.ep_size = 2}, ParallelConfig{.ep_size = 3}}) {
+    SCOPED_TRACE(describe(parallel));
+    MoeModel model(dir.path(), /*names_only=*/false);
+    Reference reference = read_reference(io, model.config());
+    std::vector<float>& expected = reference.blocks.begin()->second.output_act_quant;
+    const std::vector<float> as_exported = std::exchange(expected, read(".output_act_quant"));
+    ASSERT_EQ(expected.size(), as_exported.size());
+    VerifySettings settings;
+    settings.load.threads.count = 1;
+    settings.parallel = parallel;
+    settings.activations = ActivationDType::kScheme;
+    EXPECT_TRUE(verify_model(model, &reference, settings, {}).blocks.at(0).ok());
+    expected = as_exported;  // the oracle can tell
+    EXPECT_FALSE(verify_model(model, &reference, settings, {}).blocks.at(0).ok());
+  }
 }
 
 // The scales of every expert count. A finer one saturates.
