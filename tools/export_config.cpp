@@ -166,6 +166,17 @@ Json gpt_oss_mxfp4_config(const ExportFormat& /*format*/, const ModuleNames& /*p
           {"quant_method", "mxfp4"}};
 }
 
+std::string with_quantization(const std::string& text, const Json& quantization_config) {
+  Json config = Json::parse(text);
+  config.erase("quantization_config");
+  for (const char* part : {"text_config", "language_config", "llm_config"}) {
+    if (config.contains(part) && config[part].is_object())
+      config[part].erase("quantization_config");
+  }
+  config["quantization_config"] = quantization_config;
+  return config.dump(2) + "\n";
+}
+
 std::vector<std::pair<std::string, Json>> quant_side_files(const Json& quantization_config) {
   const std::string method = quantization_config.at("quant_method");
   if (method == "gptq" || method == "awq") return {{"quantize_config.json", quantization_config}};

@@ -165,6 +165,8 @@ std::vector<ExportFormat> make_formats() {
                      .config = gpt_oss_mxfp4_config});
   formats.push_back(compressed("mxfp4", "mxfp4-pack-quantized", fp4(ScaleType::kE8M0, 32),
                                {kPackedFp4, kExponents}, ExportActivations::kGroup));
+  formats.push_back(compressed("mxfp4-a16", "mxfp4-pack-quantized", fp4(ScaleType::kE8M0, 32),
+                               {kPackedFp4, kExponents}, ExportActivations::kNone));
   formats.push_back(compressed("mxfp8", "mxfp8-quantized", fp8(ScaleType::kE8M0, 32, 1),
                                {kByteWeight, kExponents}, ExportActivations::kGroup));
   formats.push_back(nvfp4_modelopt("nvfp4", "NVFP4", true));
