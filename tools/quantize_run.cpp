@@ -239,7 +239,7 @@ class Runner {
   }
 
   // With scales that AWQ takes out of the experts' inputs: of w1's and w3's into the norm, of w2's
-  // into the rows of w3.
+  // into the rows of w3; or all of them into tensors beside the weights.
   void run_awq_expert(const ExpertPlan& expert) {
     const AwqScaling& awq = *run_.awq;
     const MoeLayerSpec& spec = *expert.spec;
@@ -251,14 +251,19 @@ class Runner {
     const std::vector<float> down_scales = awq.down_scales(spec, w2.weights, down);
     const std::vector<float>& input_scales = awq.input_scales(spec.layer);
     const std::span<Matrix> inner = std::span(matrices).first(matrices.size() - 1);
+    // What stays plain has no tensor for a factor.
+    const auto times = [&](const Matrix& matrix, const std::vector<float>& scales) {
+      return matrix.plan->quantized || !awq.keeps_factors() ? scale_columns(matrix.weights, scales)
+                                                            : matrix.weights;
+    };
     for (Matrix& matrix : inner)
-      matrix.weights = scale_columns(matrix.weights, input_scales);
-    if (spec.gated()) {
+      matrix.weights = times(matrix, input_scales);
+    if (spec.gated() && !awq.keeps_factors()) {
       std::vector<float>& w3 = inner.back().weights;
       for (size_t i = 0; i < w3.size(); ++i)
         w3[i] /= down_scales[i / input_scales.size()];
     }
-    w2.weights = scale_columns(w2.weights, down_scales);
+    w2.weights = times(w2, down_scales);
     const auto amax_of = [&](bool is_down, float scaled, float assumed) {
       if (scaled > 0.0F) return scaled;
       return run_.ranges.amax(spec.layer, is_down).value_or(assumed);
@@ -325,7 +330,10 @@ class Runner {
               ? nullptr
               : run_.hessians->factors(*expert.spec, expert.expert, matrix.plan->part == Part::kW2);
       quantized.push_back(quantize(matrix.weights, matrix.size, shared, name, hessian.get(), awq));
-      if (!plan_.format.stacked) write_quantized(*matrix.plan, quantized.back(), input_amax);
+      if (!plan_.format.stacked) {
+        write_quantized(*matrix.plan, quantized.back(), input_amax,
+                        awq == nullptr ? std::vector<float>() : inverse_of(awq->scales));
+      }
     }
     if (plan_.format.stacked) write_stacked(expert, matrices, quantized, input_amax);
   }
@@ -347,12 +355,20 @@ class Runner {
     }
   }
 
-  void write_quantized(const MatrixPlan& plan, const QuantizedWeights& quantized,
-                       float input_amax) {
+  static std::vector<float> inverse_of(std::span<const float> scales) {
+    std::vector<float> inverse;
+    for (const float scale : scales)
+      inverse.push_back(1.0F / scale);
+    return inverse;
+  }
+
+  void write_quantized(const MatrixPlan& plan, const QuantizedWeights& quantized, float input_amax,
+                       std::span<const float> input_factors) {
     const MatrixExport& format = plan_.format.matrix;
     for (size_t t = 0; t < plan.names.size(); ++t) {
       if (writer_.is_kept(plan.names[t])) continue;
-      write_new(plan.names[t], 0, export_bytes(format, format.tensors[t], quantized, input_amax));
+      write_new(plan.names[t], 0,
+                export_bytes(format, format.tensors[t], quantized, input_amax, input_factors));
     }
   }
 
