@@ -6,32 +6,44 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "kernels/base/check.h"
 
 namespace gantry {
 namespace {
 
-uint8_t nibble(const std::byte* codes, int64_t i, bool high) {
-  return static_cast<uint8_t>(std::to_integer<unsigned>(codes[i]) >> (high ? 4 : 0) & 15U);
+// The nibbles of eight bytes, each below 16, as those of four bytes: byte 2 i below byte 2 i + 1.
+uint32_t joined(uint64_t bytes) {
+  bytes = (bytes | bytes >> 4) & 0x00ff00ff00ff00ffU;
+  bytes = (bytes | bytes >> 8) & 0x0000ffff0000ffffU;
+  return static_cast<uint32_t>(bytes | bytes >> 16);
 }
 
-std::byte pair(unsigned low, unsigned high) { return static_cast<std::byte>(low | high << 4); }
+// And back.
+uint64_t parted(uint32_t nibbles) {
+  uint64_t bytes = nibbles;
+  bytes = (bytes | bytes << 16) & 0x0000ffff0000ffffU;
+  bytes = (bytes | bytes << 8) & 0x00ff00ff00ff00ffU;
+  return (bytes | bytes << 4) & 0x0f0f0f0f0f0f0f0fU;
+}
 
 // Elements 2 i and 2 i + 1 in byte i, from elements i and i + 16.
 void neighbours_of(const std::byte* ggml, std::byte* codes) {
-  for (int64_t i = 0; i < kMxfp4CodeBytes; ++i) {
-    const int64_t first = 2 * i % kMxfp4CodeBytes;
-    const bool high = i >= kMxfp4CodeBytes / 2;
-    codes[i] = pair(nibble(ggml, first, high), nibble(ggml, first + 1, high));
-  }
+  constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0fU;
+  uint64_t halves[2];
+  std::memcpy(halves, ggml, sizeof(halves));
+  const uint32_t words[4] = {joined(halves[0] & kLow), joined(halves[1] & kLow),
+                             joined(halves[0] >> 4 & kLow), joined(halves[1] >> 4 & kLow)};
+  std::memcpy(codes, words, sizeof(words));
 }
 
 void halves_of(const std::byte* codes, std::byte* ggml) {
-  for (int64_t i = 0; i < kMxfp4CodeBytes; ++i) {
-    const bool odd = i % 2 != 0;
-    ggml[i] = pair(nibble(codes, i / 2, odd), nibble(codes, kMxfp4CodeBytes / 2 + i / 2, odd));
-  }
+  uint32_t words[4];
+  std::memcpy(words, codes, sizeof(words));
+  const uint64_t halves[2] = {parted(words[0]) | parted(words[2]) << 4,
+                              parted(words[1]) | parted(words[3]) << 4};
+  std::memcpy(ggml, halves, sizeof(halves));
 }
 
 constexpr int64_t kBlocksAtOnce = 1024;  // 17 KiB, on the stack
