@@ -112,6 +112,8 @@ struct FamilySpec {
   bool shared_beside_block = false;
   /// Tensors of one layer may differ in type (GGUF); elsewhere an odd one out is damage.
   bool mixed_types = false;
+  /// Stacked experts may be MXFP4 blocks and scales (gpt-oss).
+  bool stacks_mxfp4 = false;
   /// vLLM reads the experts of this family in the exporters' stacked tensors, not one by one.
   bool vllm_reads_stacked = false;
   /// Reads config.json into what the layers compute (family_config.cpp).

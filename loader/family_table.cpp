@@ -354,6 +354,7 @@ std::vector<FamilySpec> make_table() {
                    // Exporters that quantize linear layers split the experts.
                    .tensors = join({fused_3d(Orientation::kInOut, GateUp::kInterleaved),
                                     per_expert_gate_up_down(), router("{b}.router")}),
+                   .stacks_mxfp4 = true,
                    .vllm_reads_stacked = true,
                    .read = read::gpt_oss});
   table.push_back({.name = "llama4",

@@ -48,6 +48,7 @@ struct ValueWriter {
 };
 
 uint32_t ggml_type_of(const TensorInfo& tensor, const std::string& file) {
+  if (const GgmlType* blocks = find_ggml_type(tensor.block_type)) return blocks->id;
   constexpr uint32_t kNumTypes = 64;
   for (uint32_t id = 0; id < kNumTypes; ++id) {
     const GgmlType* type = find_ggml_type(id);
@@ -60,9 +61,18 @@ uint32_t ggml_type_of(const TensorInfo& tensor, const std::string& file) {
 int64_t aligned(int64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
 
 int64_t bytes_of(const TensorInfo& tensor, const std::string& file) {
-  std::optional<int64_t> bytes = size_of(tensor.dtype);
-  for (const int64_t size : tensor.shape)
+  const GgmlType* blocks = find_ggml_type(tensor.block_type);
+  std::optional<int64_t> bytes = blocks != nullptr ? blocks->block_bytes : size_of(tensor.dtype);
+  for (size_t axis = 0; axis < tensor.shape.size(); ++axis) {
+    int64_t size = tensor.shape[axis];
+    if (blocks != nullptr && axis + 1 == tensor.shape.size()) {
+      GANTRY_CHECK(size % blocks->block_elements == 0, ErrorCode::kUnsupported,
+                   "{}: tensor {}: {}: expected rows of whole blocks of {}", file,
+                   quote_name(tensor.name), describe(tensor), blocks->block_elements);
+      size /= blocks->block_elements;
+    }
     bytes = bytes && size > 0 ? checked_mul(*bytes, size) : std::nullopt;
+  }
   GANTRY_CHECK(bytes.has_value(), ErrorCode::kUnsupported,
                "{}: tensor {}: {}: expected sizes above 0 whose product fits in 64 bits", file,
                quote_name(tensor.name), describe(tensor));

@@ -26,7 +26,9 @@ struct GgufKey {
 ///
 /// Tensors follow each other in the order given. What the reader would refuse is refused here.
 ///
-/// @param tensors names, dtypes and row-major shapes; begin and end are set to offsets in the file
+/// @param tensors names, dtypes (or block types) and row-major shapes in elements; begin and end
+/// are
+///        set to offsets in the file
 /// @param file    name used in messages
 /// @throws Error kUnsupported naming a tensor whose dtype ggml does not have, with more than 4 axes
 ///         or with a name of 64 bytes and more (ggml's limit)

@@ -201,6 +201,17 @@ class RelayoutRun {
     bytes_read_ += bytes;
   }
 
+  void read(const RelayoutPart& part, int64_t offset_bytes, std::byte* to, int64_t bytes) {
+    if (part.view == Mxfp4View::kStored) return read(*part.source, offset_bytes, to, bytes);
+    const auto bytes_of = [this](const CheckpointTensor* tensor) {
+      return [this, tensor](int64_t at, std::byte* data, int64_t size) {
+        read(*tensor, at, data, size);
+      };
+    };
+    read_mxfp4_view(part.view, bytes_of(part.source), bytes_of(part.scales), offset_bytes, to,
+                    bytes);
+  }
+
   void write(const RelayoutSlab& slab, int64_t offset_bytes, const std::byte* data, int64_t bytes) {
     sink_.write(plan_.tensors[slab.target].name, slab.offset_bytes + offset_bytes,
                 {data, static_cast<size_t>(bytes)});
@@ -221,7 +232,7 @@ class RelayoutRun {
     const RelayoutPart& part = slab.parts[static_cast<size_t>(tile.part)];
     const int64_t bytes = tile.end - tile.begin;
     const BudgetedBuffer buffer = budget_.take(bytes);
-    read(*part.source, part.from.offset * slab.element_bytes + tile.begin, buffer.data(), bytes);
+    read(part, part.from.offset * slab.element_bytes + tile.begin, buffer.data(), bytes);
     const int64_t offset = (part.to.offset - part.to.slab_offset) * slab.element_bytes;
     write(slab, offset + tile.begin, buffer.data(), bytes);
   }
@@ -237,7 +248,7 @@ class RelayoutRun {
     const BudgetedBuffer buffer = budget_.take(tile_bytes + staging);
     std::byte* staged = buffer.data() + tile_bytes;
     const auto fetched = [&](size_t p, std::byte* to) {
-      return fetch(slab, *slab.parts[p].source, matrices[p], tile, buffer.data(), to);
+      return fetch(slab, slab.parts[p], matrices[p], tile, buffer.data(), to);
     };
     if (are_interleaved(matrices)) {
       const TileCopy gate = fetched(0, staged);
@@ -253,7 +264,7 @@ class RelayoutRun {
   }
 
   /// Reads what one matrix has in a tile; it is still to be copied there.
-  TileCopy fetch(const RelayoutSlab& slab, const CheckpointTensor& source, const SlabMatrix& m,
+  TileCopy fetch(const RelayoutSlab& slab, const RelayoutPart& part, const SlabMatrix& m,
                  const Tile& tile, std::byte* target, std::byte* staging) {
     const auto [x0, x1] = rows_in(m, tile.begin, tile.end);
     if (x1 <= x0) return {};
@@ -262,10 +273,10 @@ class RelayoutRun {
     const int64_t first = (m.from_offset + x0 * m.from_x) * size;
     const int64_t pitch = shape.at_once ? shape.pitch : shape.span;
     if (shape.at_once) {
-      read(source, first, staging, shape.elements() * size);
+      read(part, first, staging, shape.elements() * size);
     } else {
       for (int64_t r = 0; r < shape.rows; ++r) {
-        read(source, first + r * shape.pitch * size, staging + r * shape.span * size,
+        read(part, first + r * shape.pitch * size, staging + r * shape.span * size,
              shape.span * size);
       }
     }

@@ -22,6 +22,10 @@ struct Holder {
   const std::string* name = nullptr;
   const CheckpointTensor* tensor = nullptr;
   TensorRef ref;
+  /// MXFP4: how the target stores it, where that is not how the source does.
+  std::optional<Mxfp4Layout> becomes = {};
+  Mxfp4View view = Mxfp4View::kStored;
+  const CheckpointTensor* scales = nullptr;
 };
 
 /// Which tensor of a matrix: "weight", "bias" or the suffix of a further one.
@@ -52,6 +56,10 @@ class RelayoutPlanner {
         layer_of_expert.emplace(tensor, ref->layer);
       }
     }
+    GANTRY_CHECK(!plan_.mxfp4 || not_mxfp4_ == nullptr, ErrorCode::kUnsupported,
+                 "{}: is not MXFP4 like other experts, whose other spelling needs a config that "
+                 "says so of all",
+                 not_mxfp4_ == nullptr ? "" : *not_mxfp4_);
     std::set<int> emitted;
     for (const auto& [name, tensor] : order) {
       const auto expert = layer_of_expert.find(tensor);
@@ -95,21 +103,110 @@ class RelayoutPlanner {
     return config.layers.front().gated();
   }
 
+  /// How the target stores MXFP4; nothing where engines would not find it in such tensors.
+  [[nodiscard]] std::optional<Mxfp4Layout> target_mxfp4() const {
+    if (spelling_.family().name == "gguf") return Mxfp4Layout::kGgml;
+    if (!is_stacked(spelling_.pattern(spelling_.expert_pattern(Part::kW2))))
+      return Mxfp4Layout::kPacked;
+    return spelling_.family().stacks_mxfp4 ? std::optional(Mxfp4Layout::kBlocks) : std::nullopt;
+  }
+
   void add_holder(const std::string& name, const CheckpointTensor& tensor, const TensorRef& ref) {
+    const QuantScheme* scheme =
+        scheme_of(*config_.find_layer(ref.layer), ref, std::max(0, ref.expert));
+    const std::optional<Mxfp4Layout> from = mxfp4_layout(tensor.info, ref, scheme);
+    const std::optional<Mxfp4Layout> to = target_mxfp4();
+    if (from && to && *from != *to) {
+      GANTRY_CHECK(
+          *to == Mxfp4Layout::kPacked || scheme == nullptr || !scheme->activations.declared(),
+          ErrorCode::kUnsupported,
+          "{}: its config declares quantized inputs ({}), of which the target says nothing", name,
+          describe(scheme->activations));
+      return add_mxfp4(name, tensor, ref, *from, *to);
+    }
+    if (ref.kind != TensorKind::kBias && not_mxfp4_ == nullptr) not_mxfp4_ = &name;
     require_same_bits(name, tensor);
     GANTRY_CHECK(!is_other_family() || ref.kind != TensorKind::kEncoded, ErrorCode::kUnsupported,
                  "{}: {} of a quantized matrix has no name in {} with the same bits", name,
                  ref.suffix, spelling_.family().name);
-    const MoeLayerSpec& spec = *config_.find_layer(ref.layer);
-    const int stacked = stacked_count(tensor, ref, spec);
+    hold({.name = &name, .tensor = &tensor, .ref = ref}, {ref.kind, ref.suffix});
+  }
+
+  void hold(const Holder& holder, const Kind& kind) {
+    const TensorRef& ref = holder.ref;
+    const int stacked = stacked_count(*holder.tensor, ref, *config_.find_layer(ref.layer));
     const int first = ref.expert >= 0 ? ref.expert : 0;
     const int last = ref.expert >= 0 ? ref.expert : stacked - 1;
     for (int e = first; e <= last; ++e) {
-      for (const Part part : provided_parts(ref.part)) {
-        holders_[ref.layer][{expert_part_index(part), e}][{ref.kind, ref.suffix}] = {&name, &tensor,
-                                                                                     ref};
-      }
+      for (const Part part : provided_parts(ref.part))
+        holders_[ref.layer][{expert_part_index(part), e}][kind] = holder;
     }
+  }
+
+  /// Codes or scales of MXFP4, or both in one tensor, under the kinds that the target has.
+  void add_mxfp4(const std::string& name, const CheckpointTensor& tensor, const TensorRef& ref,
+                 Mxfp4Layout from, Mxfp4Layout to) {
+    plan_.mxfp4 = to;
+    const auto encoded = [](std::string_view suffix) {
+      return Kind{TensorKind::kEncoded, std::string(suffix)};
+    };
+    Holder holder{.name = &name, .tensor = &tensor, .ref = ref, .becomes = to};
+    if (from == Mxfp4Layout::kGgml) {
+      holder.view = Mxfp4View::kCodes;
+      hold(holder, encoded(mxfp4_codes(to)));
+      holder.view = Mxfp4View::kScales;
+      return hold(holder, encoded(mxfp4_scales(to)));
+    }
+    const bool codes = ref.suffix == mxfp4_codes(from);
+    require_mxfp4_bytes(name, tensor, ref, codes);
+    if (to != Mxfp4Layout::kGgml)
+      return hold(holder, encoded(codes ? mxfp4_codes(to) : mxfp4_scales(to)));
+    if (!codes) return;  // they go with the codes
+    TensorRef scales = ref;
+    scales.suffix = mxfp4_scales(from);
+    const std::string scales_name = map_.names().format(scales);
+    holder.scales = checkpoint_.find(scales_name);
+    GANTRY_CHECK(holder.scales != nullptr, ErrorCode::kFormat, "{}: expected {} beside it", name,
+                 scales_name);
+    require_mxfp4_bytes(scales_name, *holder.scales, scales, /*codes=*/false);
+    holder.view = Mxfp4View::kGgml;
+    hold(holder, {TensorKind::kWeight, ""});
+  }
+
+  void require_mxfp4_bytes(const std::string& name, const CheckpointTensor& tensor,
+                           const TensorRef& ref, bool codes) const {
+    const MoeLayerSpec& spec = *config_.find_layer(ref.layer);
+    const std::vector<Part> parts = provided_parts(ref.part);
+    const MatrixSize size = part_size(parts[0], spec);
+    const int64_t matrices =
+        static_cast<int64_t>(parts.size()) * (ref.expert < 0 ? spec.num_experts : 1);
+    GANTRY_CHECK(size.in % kMxfp4Block == 0, ErrorCode::kFormat,
+                 "{}: rows of {} are no whole blocks of {}", name, size.in, kMxfp4Block);
+    const int64_t expected =
+        matrices * size.out * (size.in / kMxfp4Block) * (codes ? kMxfp4CodeBytes : 1);
+    const DType dtype = tensor.info.dtype;
+    GANTRY_CHECK((dtype == DType::kU8 || (!codes && dtype == DType::kF8E8M0)) &&
+                     tensor.info.num_bytes() == expected,
+                 ErrorCode::kFormat, "{}: expected {} bytes for {} matrices [{}, {}], found {}",
+                 name, expected, matrices, size.out, size.in, describe(tensor.info));
+  }
+
+  /// One matrix' tensor of this kind, as the target stores it.
+  static EncodedShape mxfp4_shape(const MoeLayerSpec& spec, Mxfp4Layout layout, const Kind& kind,
+                                  Part part) {
+    const MatrixSize size = part_size(part, spec);
+    const int64_t blocks = size.in / kMxfp4Block;
+    EncodedShape shape;
+    shape.rows = size.out;
+    if (layout == Mxfp4Layout::kGgml) {
+      shape.cols = blocks * kMxfp4BlockBytes;
+    } else {
+      shape.cols = kind.second == mxfp4_codes(layout) ? blocks * kMxfp4CodeBytes : blocks;
+    }
+    shape.dims = {shape.rows, shape.cols};
+    if (layout == Mxfp4Layout::kBlocks && kind.second == mxfp4_codes(layout))
+      shape.dims = {shape.rows, blocks, kMxfp4CodeBytes};
+    return shape;
   }
 
   /// Experts in a stacked tensor: identity experts may have gate and up in it.
@@ -139,17 +236,9 @@ class RelayoutPlanner {
   }
 
   std::string foreign_name(const std::string& name) {
-    const ParsedName parsed = map_.names().parse(name);
-    std::string target = name;
-    if (parsed.name_class == NameClass::kMoe && config_.find_layer(parsed.ref.layer) != nullptr) {
-      GANTRY_CHECK(spelling_.has_single(parsed.ref.part) && !parsed.ref.base_layer &&
-                       parsed.ref.kind != TensorKind::kEncoded,
-                   ErrorCode::kUnsupported, "{}: {} has no name for it", name,
-                   spelling_.family().name);
-      target = target_names().format(spelling_.respell_single(parsed.ref));
-    } else if (target_.other_name) {
-      target = target_.other_name(name);
-    }
+    const ForeignNames names{&map_.names(), &config_, &spelling_, &target_names(),
+                             target_.other_name};
+    std::string target = names(name);
     if (target != name) ++plan_.num_renamed;
     return target;
   }
@@ -236,16 +325,20 @@ class RelayoutPlanner {
     info.name = target_names().format(ref);
     info.dtype = example.tensor->info.dtype;
 
-    if (is_rename(example.ref, pattern)) {
+    if (!example.becomes && is_rename(example.ref, pattern)) {
       info.shape = example.tensor->info.shape;
       add_tensor(std::move(info), /*expert_tensor=*/true);
       return add_whole(*example.tensor);
     }
-    const bool plain = is_plain(spec, example, std::max(0, expert));
+    const bool plain = !example.becomes && is_plain(spec, example, std::max(0, expert));
     std::optional<EncodedShape> shape;
-    if (!plain) shape = shape_of(spec, example, provided_parts(pattern.part)[0], first);
+    if (!plain) shape = shape_of(spec, example, kind, provided_parts(pattern.part)[0], first);
     info.shape = plain ? plain_dims(spec, pattern, kind.first, last - first + 1)
                        : encoded_dims(*shape, pattern, suffix_of(kind), last - first + 1);
+    if (example.becomes == Mxfp4Layout::kGgml) {
+      info.block_type = "mxfp4";
+      info.shape.back() = info.shape.back() / kMxfp4BlockBytes * kMxfp4Block;  // elements
+    }
     if (shape) {
       require_joinable(*example.name, suffix_of(kind), info.dtype, *shape, pattern, spec,
                        scheme_of(spec, example.ref, first));
@@ -279,8 +372,9 @@ class RelayoutPlanner {
     return map_.layer(spec.layer).experts[static_cast<size_t>(expert)].schemes[index];
   }
 
-  [[nodiscard]] EncodedShape shape_of(const MoeLayerSpec& spec, const Holder& holder, Part part,
-                                      int expert) const {
+  [[nodiscard]] EncodedShape shape_of(const MoeLayerSpec& spec, const Holder& holder,
+                                      const Kind& kind, Part part, int expert) const {
+    if (holder.becomes) return mxfp4_shape(spec, *holder.becomes, kind, part);
     return encoded_shape(*holder.name, holder.tensor->info, holder.ref,
                          config_.family->tensors[static_cast<size_t>(holder.ref.pattern)], spec,
                          part, scheme_of(spec, holder.ref, expert));
@@ -302,13 +396,18 @@ class RelayoutPlanner {
       const Holder& holder = holders.at({expert_part_index(part), expert}).at(kind);
       const TensorPattern& source =
           config_.family->tensors[static_cast<size_t>(holder.ref.pattern)];
-      RelayoutPart from{.source = holder.tensor, .from = {}, .to = {}};
+      RelayoutPart from{.source = holder.tensor,
+                        .from = {},
+                        .to = {},
+                        .view = holder.view,
+                        .scales = holder.scales};
       if (shape) {
-        const EncodedShape own = shape_of(spec, holder, part, expert);
+        const EncodedShape own = shape_of(spec, holder, kind, part, expert);
         GANTRY_CHECK(own.dims == shape->dims, ErrorCode::kFormat,
                      "{}: expected {} for one matrix like those before it, found {}", *holder.name,
                      shape_text(shape->dims), shape_text(own.dims));
-        from.from = encoded_view(own, source, suffix_of(kind), part, expert);
+        from.from = encoded_view(own, source, suffix_of({holder.ref.kind, holder.ref.suffix}), part,
+                                 expert);
         from.to = encoded_view(own, pattern, suffix_of(kind), part, expert);
       } else {
         from.from = file_view(source, kind.first, spec, part, expert);
@@ -338,12 +437,17 @@ class RelayoutPlanner {
     int64_t bytes = size_of(info.dtype);
     for (const int64_t dim : info.shape)
       bytes *= dim;  // no larger than the source's, which was checked
+    if (!info.block_type.empty()) bytes = bytes / kMxfp4Block * kMxfp4BlockBytes;
     plan_.total_bytes += bytes;
     plan_.tensors.push_back(std::move(info));
   }
 
   void add_copy(std::string target, const std::string& name, const CheckpointTensor& tensor) {
     require_same_bits(name, tensor);
+    GANTRY_CHECK(!plan_.mxfp4 || size_of(tensor.info.dtype) > 1, ErrorCode::kUnsupported,
+                 "{}: {} beside experts in MXFP4: the config of their other layout speaks of "
+                 "experts alone",
+                 name, describe(tensor.info));
     add_tensor({.name = std::move(target), .dtype = tensor.info.dtype, .shape = tensor.info.shape},
                /*expert_tensor=*/false);
     add_whole(tensor);
@@ -361,6 +465,7 @@ class RelayoutPlanner {
   Spelling spelling_;
   std::optional<NameMap> foreign_names_;
   std::map<int, LayerHolders> holders_;
+  const std::string* not_mxfp4_ = nullptr;  ///< the first expert tensor that stays as it is
   RelayoutPlan plan_;
 };
 

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "loader/checkpoint.h"
 #include "loader/load_report.h"
 #include "loader/moe_config.h"
+#include "loader/mxfp4_layout.h"
 #include "loader/spelling.h"
 #include "loader/tensor_geometry.h"
 #include "loader/tensor_map.h"
@@ -21,6 +23,9 @@ struct RelayoutPart {
   const CheckpointTensor* source = nullptr;
   FileView from;  ///< in the source tensor
   FileView to;    ///< in the target tensor; same size
+  /// MXFP4 that the target stores otherwise: `from` counts bytes of this view of the source.
+  Mxfp4View view = Mxfp4View::kStored;
+  const CheckpointTensor* scales = nullptr;  ///< of Mxfp4View::kGgml, whose source are the codes
 };
 
 /// A run of a target tensor that is computed at once: one expert's matrix, or all of a tensor that
@@ -64,6 +69,9 @@ struct RelayoutPlan {
   int64_t num_expert_tensors = 0;  ///< of the target
   int64_t num_renamed = 0;         ///< others whose name changes
   int64_t total_bytes = 0;         ///< of the target
+  /// How all experts are stored where that is not how the source has them: its config says
+  /// something else, and the target's has to say this.
+  std::optional<Mxfp4Layout> mxfp4;
 };
 
 /// The names that a conversion writes.
@@ -77,13 +85,15 @@ struct RelayoutTarget {
 
 /// Plans a conversion. Experts are laid out anew; the other tensors of MoE layers keep their bytes
 /// and take the target's names; what belongs to other parts of the model (attention, multi-token
-/// prediction layers ...) is copied as it is.
+/// prediction layers ...) is copied as it is. MXFP4 goes from one layout to another where the
+/// target has one of its own: stacked blocks of gpt-oss, compressed-tensors' packed matrices one
+/// expert at a time, GGUF's blocks.
 ///
 /// Nothing is read but headers. The map must have no findings.
 ///
 /// @throws Error kUnsupported naming the tensor, where a quantized tensor cannot be split or joined
 ///         at the border of gate and up or of experts, or has no name in the target spelling; for
-///         GGUF's blocks, and for quantized tensors that would change the family
+///         GGUF's blocks other than MXFP4, and for quantized tensors that would change the family
 /// @throws Error kFormat naming the tensor, where shapes of quantized tensors do not fit together
 RelayoutPlan plan_relayout(const Checkpoint& checkpoint, const MoeModelConfig& config,
                            const TensorMap& map, const RelayoutTarget& target);

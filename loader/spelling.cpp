@@ -119,4 +119,14 @@ std::string Spelling::respell_other(std::string_view name, std::string_view stem
   return result;
 }
 
+std::string ForeignNames::operator()(const std::string& name) const {
+  const ParsedName parsed = from->parse(name);
+  if (parsed.name_class != NameClass::kMoe || config->find_layer(parsed.ref.layer) == nullptr)
+    return other ? other(name) : name;
+  GANTRY_CHECK(spelling->has_single(parsed.ref.part) && !parsed.ref.base_layer &&
+                   parsed.ref.kind != TensorKind::kEncoded,
+               ErrorCode::kUnsupported, "{}: {} has no name for it", name, spelling->family().name);
+  return to->format(spelling->respell_single(parsed.ref));
+}
+
 }  // namespace gantry

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <string>
 #include <string_view>
 
 #include "kernels/base/export.h"
 #include "loader/family_spec.h"
+#include "loader/moe_config.h"
 
 namespace gantry GANTRY_API {
 
@@ -56,6 +58,20 @@ class Spelling {
   std::array<int, 3> experts_{-1, -1, -1};  ///< by expert_part_index
   bool transformers_ = false;
   int block_ = 0;
+};
+
+/// Another family's names for the tensors of a checkpoint that are no routed experts' (GGUF and the
+/// model's own family). All that is pointed to must outlive it.
+struct ForeignNames {
+  const NameMap* from = nullptr;
+  const MoeModelConfig* config = nullptr;  ///< of `from`
+  const Spelling* spelling = nullptr;
+  const NameMap* to = nullptr;
+  /// Names of tensors that are in no MoE block; empty: they stay.
+  std::function<std::string(const std::string&)> other = {};
+
+  /// @throws Error kUnsupported naming a tensor of a MoE block that the family has no name for
+  [[nodiscard]] std::string operator()(const std::string& name) const;
 };
 
 }  // namespace gantry

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "kernels/base/check.h"
+#include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
 #include "kernels/quant/awq.h"
 #include "loader/expected_tensors.h"
@@ -145,7 +146,7 @@ AwqScaling::AwqScaling(const MoeModel& model, const QuantizePlan& plan,
       layer.amax = std::max(layer.amax, scaled_amax(amax, layer.scales));
     }
     layers_.emplace(spec.layer, std::move(layer));
-    if (!is_linear_in_up(spec)) {
+    if (!keeps_factors() && !is_linear_in_up(spec)) {
       log(LogLevel::kInfo,
           "layer {}: AWQ: inputs of w2 stay unscaled: the activation is not linear in w3's output",
           spec.layer);
@@ -157,8 +158,8 @@ AwqScaling::Layer AwqScaling::search(const MoeLayerSpec& spec, const Threads& th
   const auto n = static_cast<size_t>(spec.expert_hidden_size);
   Layer layer{.norm = {}, .scales = std::vector<float>(n, 1.0F)};
   std::string reason;
-  std::string norm = foldable_norm(model_, spec, reason);
-  if (norm.empty()) {
+  std::string norm = keeps_factors() ? "" : foldable_norm(model_, spec, reason);
+  if (norm.empty() && !keeps_factors()) {
     log(LogLevel::kInfo, "layer {}: AWQ: inputs of w1 and w3 stay unscaled: {}", spec.layer,
         reason);
     return layer;
@@ -172,7 +173,7 @@ AwqScaling::Layer AwqScaling::search(const MoeLayerSpec& spec, const Threads& th
     for (size_t i = 0; i < n; ++i)
       squares[i] += diagonal[i];
   }
-  std::vector<std::vector<float>> candidates = awq_candidates(squares, /*powers_of_two=*/true);
+  std::vector<std::vector<float>> candidates = candidates_of(squares, /*powers_of_two=*/true);
   if (candidates.size() == 1) return layer;
   const std::vector<double> errors = candidate_errors(spec, candidates, threads);
   const auto best = std::min_element(errors.begin(), errors.end()) - errors.begin();
@@ -182,8 +183,24 @@ AwqScaling::Layer AwqScaling::search(const MoeLayerSpec& spec, const Threads& th
   }
   log(LogLevel::kInfo, "layer {}: AWQ: inputs of w1 and w3: {:.3f} of the error without scales{}",
       spec.layer, errors[0] > 0.0 ? std::sqrt(errors[static_cast<size_t>(best)] / errors[0]) : 1.0,
-      best > 0 ? fmt::format(", folded into {}", layer.norm) : "");
+      best > 0 && !keeps_factors() ? fmt::format(", folded into {}", layer.norm) : "");
   return layer;
+}
+
+bool AwqScaling::keeps_factors() const noexcept {
+  return plan_.format.matrix.find(ExportRole::kInputFactors) != nullptr;
+}
+
+// Factors are stored in bf16: scales are the inverse of such a number.
+std::vector<std::vector<float>> AwqScaling::candidates_of(std::span<const float> squares,
+                                                          bool powers_of_two) const {
+  if (!keeps_factors()) return awq_candidates(squares, powers_of_two);
+  std::vector<std::vector<float>> candidates = awq_candidates(squares, /*powers_of_two=*/false);
+  for (std::vector<float>& scales : candidates) {
+    for (float& scale : scales)
+      scale = 1.0F / bf16_to_f32(f32_to_bf16(1.0F / scale));
+  }
+  return candidates;
 }
 
 std::vector<double> AwqScaling::candidate_errors(const MoeLayerSpec& spec,
@@ -246,11 +263,11 @@ std::vector<float> AwqScaling::down_scales(const MoeLayerSpec& spec, std::span<c
                                            std::span<const float> hessian) const {
   const int64_t in = spec.intermediate_size;
   std::vector<float> ones(static_cast<size_t>(in), 1.0F);
-  if (hessian.empty() || !is_linear_in_up(spec)) return ones;
+  if (hessian.empty() || (!keeps_factors() && !is_linear_in_up(spec))) return ones;
   // Rows of w3 keep their codes where any factor can go into their scales; exponents alone can take
   // up powers of two.
   const bool exponents = plan_.format.matrix.quantization.scale == ScaleType::kE8M0;
-  std::vector<std::vector<float>> candidates = awq_candidates(diagonal_of(hessian, in), exponents);
+  std::vector<std::vector<float>> candidates = candidates_of(diagonal_of(hessian, in), exponents);
   const std::vector<double> errors =
       awq_errors(plan_.format.matrix.quantization, w2, static_cast<int64_t>(w2.size()) / in, in,
                  OutputError(hessian, in), candidates);

@@ -27,6 +27,9 @@ namespace gantry::cli {
 ///
 /// Inputs of w2: one vector [I] an expert. Its inverse goes into the rows of w3, of activations
 /// that are linear in w3's output.
+///
+/// Formats with a tensor for it (pre_quant_scale) keep the inverse there: of every model and
+/// activation, scales of any value, nothing else changes.
 class AwqScaling {
  public:
   /// @param hessians of gantry calibrate, in `stats`; must outlive this
@@ -52,16 +55,21 @@ class AwqScaling {
   [[nodiscard]] float down_amax(const MoeLayerSpec& spec, int expert,
                                 std::span<const float> scales) const;
 
+  /// Whether the scales' inverse is a tensor of its own.
+  [[nodiscard]] bool keeps_factors() const noexcept;
+
   [[nodiscard]] const StatsHessians& hessians() const noexcept { return hessians_; }
 
  private:
   struct Layer {
-    std::string norm;  ///< empty: its inputs are not scaled
+    std::string norm;  ///< that takes the scales' inverse; empty: none does
     std::vector<float> scales;
     float amax = 0.0F;
   };
 
   Layer search(const MoeLayerSpec& spec, const Threads& threads) const;
+  [[nodiscard]] std::vector<std::vector<float>> candidates_of(std::span<const float> squares,
+                                                              bool powers_of_two) const;
   [[nodiscard]] std::vector<double> candidate_errors(
       const MoeLayerSpec& spec, const std::vector<std::vector<float>>& candidates,
       const Threads& threads) const;

@@ -82,6 +82,12 @@ std::string escaped(const std::string& module) {
   return pattern + "$";
 }
 
+// ---- ModelOpt ------------------------------------------------------------------------------
+
+// Of its AWQ algorithms, whose config.json has no config groups: what readers take where it says
+// nothing.
+int64_t awq_group(std::string_view algorithm) { return algorithm == "NVFP4_AWQ" ? 16 : 128; }
+
 }  // namespace
 
 Json compressed_tensors_config(const ExportFormat& format, const ModuleNames& plain_modules) {
@@ -137,6 +143,16 @@ Json modelopt_config(const ExportFormat& format, const ModuleNames& plain_module
   const WeightQuantization& quantization = format.matrix.quantization;
   Json ignore = with_model_parts(plain_modules, {"lm_head", "model.embed_tokens"});
   std::sort(ignore.begin(), ignore.end());
+  const Json producer = {{"name", "modelopt"}, {"version", "0.47.0"}};
+  if (format.matrix.find(ExportRole::kInputFactors) != nullptr) {
+    Json config = {{"ignore", ignore},
+                   {"quant_algo", format.algorithm},
+                   {"producer", producer},
+                   {"quant_method", "modelopt"}};
+    if (quantization.group != awq_group(format.algorithm))
+      config["group_size"] = quantization.group;
+    return config;
+  }
   Json args = {{"dynamic", false}, {"num_bits", bits_of(quantization.element)}, {"type", "float"}};
   if (quantization.group > 0) args["group_size"] = quantization.group;
   Json group = Json::object();
@@ -146,7 +162,7 @@ Json modelopt_config(const ExportFormat& format, const ModuleNames& plain_module
   return {{"config_groups", {{"group_0", group}}},
           {"ignore", ignore},
           {"quant_algo", format.algorithm},
-          {"producer", {{"name", "modelopt"}, {"version", "0.47.0"}}},
+          {"producer", producer},
           {"quant_method", "modelopt"}};
 }
 
@@ -166,14 +182,32 @@ Json gpt_oss_mxfp4_config(const ExportFormat& /*format*/, const ModuleNames& /*p
           {"quant_method", "mxfp4"}};
 }
 
+std::string with_quantization(const std::string& text, const Json& quantization_config) {
+  Json config = Json::parse(text);
+  config.erase("quantization_config");
+  for (const char* part : {"text_config", "language_config", "llm_config"}) {
+    if (config.contains(part) && config[part].is_object())
+      config[part].erase("quantization_config");
+  }
+  config["quantization_config"] = quantization_config;
+  return config.dump(2) + "\n";
+}
+
 std::vector<std::pair<std::string, Json>> quant_side_files(const Json& quantization_config) {
   const std::string method = quantization_config.at("quant_method");
   if (method == "gptq" || method == "awq") return {{"quantize_config.json", quantization_config}};
   if (method != "modelopt") return {};
   Json quantization = {{"quant_algo", quantization_config.at("quant_algo")},
                        {"kv_cache_quant_algo", nullptr}};
-  const Json& weights = quantization_config.at("config_groups").at("group_0").at("weights");
-  if (weights.contains("group_size")) quantization["group_size"] = weights.at("group_size");
+  if (!quantization_config.contains("config_groups")) {
+    const std::string algorithm = quantization_config.at("quant_algo");
+    quantization["group_size"] = quantization_config.value("group_size", awq_group(algorithm));
+    quantization["has_zero_point"] = false;
+    quantization["pre_quant_scale"] = true;
+  } else {
+    const Json& weights = quantization_config.at("config_groups").at("group_0").at("weights");
+    if (weights.contains("group_size")) quantization["group_size"] = weights.at("group_size");
+  }
   quantization["exclude_modules"] = quantization_config.at("ignore");
   return {{"hf_quant_config.json",
            {{"producer", quantization_config.at("producer")}, {"quantization", quantization}}}};

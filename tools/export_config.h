@@ -21,6 +21,10 @@ Json modelopt_config(const ExportFormat& format, const ModuleNames& plain_module
 Json fp8_block_config(const ExportFormat& format, const ModuleNames& plain_modules);
 Json gpt_oss_mxfp4_config(const ExportFormat& format, const ModuleNames& plain_modules);
 
+/// The text of a config.json with this quantization_config in place of any that it has.
+/// @param text of an object, checked before
+std::string with_quantization(const std::string& text, const Json& quantization_config);
+
 /// Files that the exporter writes beside config.json: name and content.
 std::vector<std::pair<std::string, Json>> quant_side_files(const Json& quantization_config);
 

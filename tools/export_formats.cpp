@@ -25,6 +25,8 @@ const ExportTensor kFp8GroupScale{"weight_scale", Role::kScales, DType::kF8E4M3,
 const ExportTensor kInputDivisor{"input_global_scale", Role::kInputScale, DType::kF32,
                                  Layout::kOne};
 const ExportTensor kInputScale{"input_scale", Role::kInputScale, DType::kF32, Layout::kScalar};
+const ExportTensor kPreQuantScale{"pre_quant_scale", Role::kInputFactors, DType::kBF16,
+                                  Layout::kInputs};
 const ExportTensor kGptqIndex{"g_idx", Role::kGroupIndex, DType::kI32, Layout::kInputs};
 
 WeightQuantization fp8(ScaleType scale, int64_t group, int64_t rows) {
@@ -106,9 +108,10 @@ ExportFormat modelopt(std::string_view name, std::string_view algorithm,
                       const WeightQuantization& quantization, Tensors tensors,
                       bool quantized_inputs) {
   if (quantized_inputs) tensors.push_back(kInputScale);
+  const bool shares = quantization.two_levels() || quantization.group == 0;
   return {.name = name,
           .matrix = {quantization, std::move(tensors)},
-          .share_gate_up = true,
+          .share_gate_up = shares,
           .activations = quantized_inputs ? ExportActivations::kStatic : ExportActivations::kNone,
           .algorithm = algorithm,
           .config = modelopt_config};
@@ -121,6 +124,13 @@ ExportFormat nvfp4_modelopt(std::string_view name, std::string_view algorithm,
       {ExportTensor{"weight", Role::kCodes, DType::kU8, Layout::kNibbles}, kFp8GroupScale,
        ExportTensor{"weight_scale_2", Role::kSecondScale, DType::kF32, Layout::kScalar}},
       quantized_inputs);
+}
+
+// With a multiplier of the inputs for AWQ's scales, so that they need not be folded into what is in
+// front of the matrix.
+ExportFormat with_input_factors(ExportFormat format) {
+  format.matrix.tensors.push_back(kPreQuantScale);
+  return format;
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -165,10 +175,19 @@ std::vector<ExportFormat> make_formats() {
                      .config = gpt_oss_mxfp4_config});
   formats.push_back(compressed("mxfp4", "mxfp4-pack-quantized", fp4(ScaleType::kE8M0, 32),
                                {kPackedFp4, kExponents}, ExportActivations::kGroup));
+  formats.push_back(compressed("mxfp4-a16", "mxfp4-pack-quantized", fp4(ScaleType::kE8M0, 32),
+                               {kPackedFp4, kExponents}, ExportActivations::kNone));
   formats.push_back(compressed("mxfp8", "mxfp8-quantized", fp8(ScaleType::kE8M0, 32, 1),
                                {kByteWeight, kExponents}, ExportActivations::kGroup));
   formats.push_back(nvfp4_modelopt("nvfp4", "NVFP4", true));
   formats.push_back(nvfp4_modelopt("nvfp4-a16", "W4A16_NVFP4", false));
+  formats.push_back(with_input_factors(nvfp4_modelopt("nvfp4-awq", "NVFP4_AWQ", true)));
+  formats.push_back(with_input_factors(
+      modelopt("int4-awq", "W4A16_AWQ",
+               integers(WeightElement::kInt4, ScaleType::kF32, 128, /*zeros=*/false),
+               {ExportTensor{"weight", Role::kCodes, DType::kU8, Layout::kRowPairs},
+                ExportTensor{"weight_scale", Role::kScales, DType::kF32, Layout::kGrid}},
+               /*quantized_inputs=*/false)));
   formats.push_back(nvfp4_compressed("nvfp4-ct", true));
   formats.push_back(nvfp4_compressed("nvfp4-ct-a16", false));
   return formats;

@@ -41,8 +41,14 @@ constexpr std::array<std::string_view, 23> kSuffixes = {"weight_packed",
                                                         "SCB",
                                                         "weight_format"};
 
-bool is_embedding(std::string_view name) {
-  return name.find("embed") != std::string_view::npos || name.ends_with("wte");
+// Of tensors in blocks of GGUF, each of which says how it is written.
+const QuantScheme& gguf_scheme() {
+  static const QuantScheme scheme = [] {
+    QuantScheme blocks;
+    blocks.method = "gguf";
+    return blocks;
+  }();
+  return scheme;
 }
 
 // "a.b.weight" -> {"a.b", "weight"}; "a.b.weight.absmax" -> {"a.b", "weight.absmax"}
@@ -65,7 +71,8 @@ EncodedMatrix read_tensors(const Checkpoint& checkpoint, const LinearModule& mod
     std::vector<std::byte>& bytes = storage.emplace_back(static_cast<size_t>(info.num_bytes()));
     checkpoint.files()[static_cast<size_t>(tensor->file)].read(info.begin, bytes.data(),
                                                                info.num_bytes());
-    matrix.tensors.emplace(suffix, EncodedTensor{info.name, info.dtype, info.shape, bytes.data()});
+    matrix.tensors.emplace(
+        suffix, EncodedTensor{info.name, info.dtype, info.shape, bytes.data(), info.block_type});
   }
   return matrix;
 }
@@ -84,6 +91,11 @@ int64_t LinearModule::bytes() const noexcept {
   for (const auto& [suffix, tensor] : tensors)
     sum += tensor->info.num_bytes();
   return sum;
+}
+
+bool is_embedding(std::string_view name) {
+  return name.find("embd") != std::string_view::npos ||
+         name.find("embed") != std::string_view::npos || name.ends_with("wte");
 }
 
 OtherTensors find_other_tensors(const Checkpoint& checkpoint, const MoeModelConfig& config,
@@ -112,7 +124,11 @@ OtherTensors find_other_tensors(const Checkpoint& checkpoint, const MoeModelConf
     const bool plain = module.tensors.size() == 1 && weight != module.tensors.end() &&
                        is_plain_float(weight->second->info.dtype);
     if (!plain) {
-      module.scheme = config.quant ? config.quant->scheme_for(name) : nullptr;
+      const bool says_itself =
+          weight != module.tensors.end() && !weight->second->info.block_type.empty();
+      module.scheme = says_itself    ? &gguf_scheme()
+                      : config.quant ? config.quant->scheme_for(name)
+                                     : nullptr;
       GANTRY_CHECK(module.scheme != nullptr, ErrorCode::kUnsupported,
                    "{}: it is quantized, and the config does not say how", name);
       other.linear.push_back(std::move(module));
@@ -143,6 +159,7 @@ MatrixSize linear_size(const Checkpoint& checkpoint, const LinearModule& module)
   const bool packs = module.tensors.contains("weight_packed");
   if (module.tensors.contains("weight") || packs) {
     const TensorInfo& info = require(module, packs ? "weight_packed" : "weight");
+    if (!info.block_type.empty()) return {info.shape[0], info.shape[1]};  // in elements
     if (info.dtype == DType::kI32) {
       GANTRY_CHECK(module.scheme->bits > 0, ErrorCode::kFormat, "{}: words of {} bits", info.name,
                    module.scheme->bits);

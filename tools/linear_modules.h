@@ -29,6 +29,9 @@ struct OtherTensors {
   std::vector<const CheckpointTensor*> rest;  ///< biases, norms, embeddings, parameters
 };
 
+/// Whether a matrix of this name is a table of embeddings, not a linear layer.
+bool is_embedding(std::string_view name);
+
 /// @throws Error kUnsupported naming a quantized module whose scheme the config does not give
 OtherTensors find_other_tensors(const Checkpoint& checkpoint, const MoeModelConfig& config,
                                 const TensorMap& tensors);

@@ -22,14 +22,16 @@ struct QuantizeCommand {
   QuantizeRequest request;
   std::string method = "rtn";
   std::string stats;
+  std::string config;  ///< of a GGUF file
   bool act_order = false;
   double damping = 0.01;
   WriteOptions write{.memory_bytes = int64_t{4} << 30};
 };
 
 // What the bytes that are written depend on.
-std::string fingerprint(const QuantizeCommand& command, const Checkpoint& checkpoint) {
-  std::vector<std::filesystem::path> files = {checkpoint.directory() / "config.json"};
+std::string fingerprint(const QuantizeCommand& command, const Checkpoint& checkpoint,
+                        const std::filesystem::path& config_file) {
+  std::vector<std::filesystem::path> files = {config_file};
   for (const WeightFile& file : checkpoint.files())
     files.push_back(file.path());
   if (!command.stats.empty()) {
@@ -65,12 +67,20 @@ int run_quantize_command(const QuantizeCommand& command) {
   }
   GANTRY_CHECK(!command.request.desc_act || command.method == "gptq", ErrorCode::kInvalidArgument,
                "--desc-act: expected --method gptq, found {}", command.method);
-  const QuantizePlan plan = plan_quantize(model, command.request);
+  GANTRY_CHECK(command.config.empty() || is_gguf(model), ErrorCode::kInvalidArgument,
+               "--config is of GGUF files, {} has a config.json of its own", command.input);
+  std::optional<GgufSource> gguf;
+  if (is_gguf(model)) gguf = read_gguf_source(model, command.input, command.config);
+  const QuantizePlan plan = plan_quantize(model, command.request, gguf ? &*gguf : nullptr);
+  const bool alone = std::filesystem::is_regular_file(command.input);
   QuantizeRun run{.directory = command.output,
+                  .alone = alone ? std::filesystem::path(command.input) : std::filesystem::path(),
                   .shard_bytes = command.write.shard_bytes,
                   .memory_bytes = command.write.memory_bytes,
                   .resume = command.write.resume,
-                  .fingerprint = fingerprint(command, model.checkpoint()),
+                  .fingerprint = fingerprint(
+                      command, model.checkpoint(),
+                      gguf ? gguf->config_file : model.checkpoint().directory() / "config.json"),
                   .threads = command.common.make_threads(),
                   .ranges = {},
                   .hessians = nullptr,
@@ -120,7 +130,7 @@ void add_quantize_command(CLI::App& app, std::function<int()>& chosen) {
   auto options = std::make_shared<QuantizeCommand>();
   CLI::App* command =
       app.add_subcommand("quantize", "Quantizes the experts of a checkpoint for a named consumer");
-  command->add_option("IN", options->input, "checkpoint directory")->required();
+  command->add_option("IN", options->input, "checkpoint directory, or a GGUF file")->required();
   command->add_option("OUT", options->output, "directory to write")->required();
   command
       ->add_option(
@@ -136,6 +146,8 @@ void add_quantize_command(CLI::App& app, std::function<int()>& chosen) {
       ->capture_default_str();
   command->add_option("--stats", options->stats,
                       "what gantry calibrate wrote: for static input scales, gptq and awq");
+  command->add_option("--config", options->config,
+                      "of a GGUF file: the model's config.json (else the one beside the file)");
   command->add_flag("--act-order", options->act_order,
                     "gptq: columns by descending activation, scales chosen beforehand");
   command->add_flag("--desc-act", options->request.desc_act,

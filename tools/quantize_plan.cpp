@@ -1,6 +1,7 @@
 #include "tools/quantize_plan.h"
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "kernels/base/check.h"
@@ -8,6 +9,8 @@
 #include "loader/encoded_reader.h"
 #include "loader/encodings/module_pattern.h"
 #include "loader/expected_tensors.h"
+#include "loader/gguf_export.h"
+#include "loader/spelling.h"
 
 namespace gantry::cli {
 namespace {
@@ -56,16 +59,54 @@ std::string module_of(const std::string& weight_name) {
                                         : weight_name;
 }
 
+// The names of the new checkpoint: the source's own, or for GGUF those of the model's own family.
+class TargetNames {
+ public:
+  TargetNames(const MoeModel& model, const GgufSource* gguf)
+      : source_(&model.tensors().names()), family_(model.config().family) {
+    if (gguf == nullptr) return;
+    GANTRY_CHECK(!model.config().layers.empty(), ErrorCode::kUnsupported, "{}: has no MoE layer",
+                 gguf->config_file.string());
+    family_ = gguf->config.family;
+    names_.emplace(*family_, gguf->prefix);
+    spelling_.emplace(*family_, SpellingChoice::kOriginal, model.config().layers.front().gated());
+    foreign_ = {source_, &model.config(), &*spelling_, &*names_,
+                [architecture = gguf->architecture](const std::string& name) {
+                  return from_gguf_name(architecture, name);
+                }};
+  }
+  TargetNames(const TargetNames&) = delete;  // `foreign_` points into it
+  TargetNames& operator=(const TargetNames&) = delete;
+
+  [[nodiscard]] const FamilySpec& family() const { return *family_; }
+  [[nodiscard]] std::string expert(const TensorRef& ref) const {
+    return (names_ ? *names_ : *source_).format(ref);
+  }
+  // Of a tensor that is no routed expert's.
+  [[nodiscard]] std::string other(const std::string& name) const {
+    return names_ ? foreign_(name) : name;
+  }
+  [[nodiscard]] bool foreign() const { return names_.has_value(); }
+
+ private:
+  const NameMap* source_;
+  const FamilySpec* family_;
+  std::optional<NameMap> names_;
+  std::optional<Spelling> spelling_;
+  ForeignNames foreign_;
+};
+
 class Planner {
  public:
-  Planner(const MoeModel& model, const QuantizeRequest& request)
+  Planner(const MoeModel& model, const QuantizeRequest& request, const GgufSource* gguf)
       : model_(model),
-        family_(*model.config().family),
+        names_(model, gguf),
+        family_(names_.family()),
         include_("--include", request.include),
-        ignore_("--ignore", request.ignore) {
-    GANTRY_CHECK(!model.checkpoint().files().empty() &&
-                     !model.checkpoint().tensors().begin()->second.info.name.starts_with("blk."),
-                 ErrorCode::kUnsupported, "{}: GGUF files are not quantized; convert them first",
+        ignore_("--ignore", request.ignore),
+        config_text_(gguf == nullptr ? model.checkpoint().config_text() : gguf->config_text) {
+    GANTRY_CHECK(gguf != nullptr || !is_gguf(model), ErrorCode::kInvalidArgument,
+                 "{}: GGUF files need the model's config.json",
                  model.checkpoint().directory().string());
     plan_.format = find_export_format(request.format, family_.name, request.group_size);
     GANTRY_CHECK(plan_.format.quantized(), ErrorCode::kInvalidArgument,
@@ -76,7 +117,8 @@ class Planner {
         ErrorCode::kInvalidArgument,
         "--desc-act: {} has no g_idx to say which group a column is in; --act-order needs none",
         request.format);
-    const auto declared = model.config().declared_dtype;
+    const auto declared =
+        gguf == nullptr ? model.config().declared_dtype : gguf->config.declared_dtype;
     if (declared && is_plain_float(*declared)) plan_.plain_dtype = *declared;
   }
 
@@ -104,18 +146,25 @@ class Planner {
 
   // ---- beside the experts --------------------------------------------------------------------
 
+  std::string target_of(const std::string& name) {
+    std::string target = names_.other(name);
+    if (names_.foreign() && target.starts_with("blk.")) kept_names_.push_back(target);
+    return target;
+  }
+
   void plan_others() {
     OtherTensors other = find_other_tensors(model_.checkpoint(), model_.config(), model_.tensors());
-    plan_.copies = std::move(other.rest);
-    for (const CheckpointTensor* tensor : plan_.copies) {
-      add_tensor(tensor->info.name, tensor->info.dtype, tensor->info.shape);
+    for (const CheckpointTensor* tensor : other.rest) {
+      plan_.copies.push_back({target_of(tensor->info.name), tensor});
+      add_tensor(plan_.copies.back().name, tensor->info.dtype, tensor->info.shape);
       plan_.source_bytes += tensor->info.num_bytes();
     }
     for (LinearModule& module : other.linear) {
       LinearPlan linear;
       linear.module = std::move(module);
+      linear.module.name = module_of(target_of(linear.module.name + ".weight"));
       const std::string& name = linear.module.name;
-      linear.quantized = include_.matches(name) && !ignore_.matches(name);
+      linear.quantized = !is_embedding(name) && include_.matches(name) && !ignore_.matches(name);
       linear.size = linear_size(model_.checkpoint(), linear.module);
       plan_.source_bytes += linear.module.bytes();
       if (linear.quantized) {
@@ -129,16 +178,22 @@ class Planner {
         ++plan_.num_quantized;
       } else if (linear.copied()) {
         const TensorInfo& info = linear.module.tensors.at("weight")->info;
-        add_tensor(info.name, info.dtype, info.shape);
-        plain_modules_.push_back(name);
+        add_tensor(name + ".weight", info.dtype, info.shape);
+        if (!is_embedding(name)) plain_modules_.push_back(name);
       } else {
         add_tensor(name + ".weight", plan_.plain_dtype, {linear.size.out, linear.size.in});
-        plain_modules_.push_back(name);
+        if (!is_embedding(name)) plain_modules_.push_back(name);
       }
       if (!linear.copied()) {
         need_memory(linear.module.bytes() + linear.size.out * linear.size.in * kBytesAWeight);
       }
       plan_.linear.push_back(std::move(linear));
+    }
+    if (!kept_names_.empty()) {
+      log(LogLevel::kWarn,
+          "{} tensors outside of MoE blocks keep llama.cpp's names ({} ...): what its converter "
+          "does to them in this architecture is not known here",
+          kept_names_.size(), kept_names_.front());
     }
   }
 
@@ -157,7 +212,7 @@ class Planner {
     const TensorSource* source = model_.tensors().layer(spec.layer).any_source(expert, part);
     GANTRY_CHECK(source != nullptr, ErrorCode::kFormat, "layer {}, expert {}: no {}", spec.layer,
                  expert, to_string(part));
-    ref.block = source->ref.block;
+    ref.block = names_.foreign() ? 0 : source->ref.block;
     return respelled(plan_.format, family_, ref);
   }
 
@@ -192,7 +247,7 @@ class Planner {
     MatrixPlan planned;
     planned.part = part;
     TensorRef ref = ref_of(spec, expert, part, TensorKind::kWeight);
-    const std::string weight = model_.tensors().names().format(ref);
+    const std::string weight = names_.expert(ref);
     const std::string module = module_of(weight);
     planned.quantized = !ignore_.matches(module);
     if (tensors.is_encoded(expert, part)) {
@@ -225,7 +280,7 @@ class Planner {
     ref.kind = tensor.suffix == "weight" ? TensorKind::kWeight : TensorKind::kEncoded;
     ref.suffix = tensor.suffix;
     if (ref.kind == TensorKind::kWeight) ref.suffix.clear();
-    std::string name = model_.tensors().names().format(ref);
+    std::string name = names_.expert(ref);
     add_tensor(name, tensor.dtype,
                stacked(spec, ref, export_shape(plan_.format.matrix, tensor, size)));
     return name;
@@ -233,7 +288,7 @@ class Planner {
 
   std::string add_bias(const MoeLayerSpec& spec, int expert, Part part, const MatrixSize& size) {
     const TensorRef ref = ref_of(spec, expert, part, TensorKind::kBias);
-    std::string name = model_.tensors().names().format(ref);
+    std::string name = names_.expert(ref);
     add_tensor(name, plan_.plain_dtype, stacked(spec, ref, {size.out}));
     return name;
   }
@@ -258,15 +313,8 @@ class Planner {
   // ---- config.json ---------------------------------------------------------------------------
 
   void set_config() {
-    Json config = Json::parse(model_.checkpoint().config_text());
     const Json quantization = plan_.format.config(plan_.format, plain_modules_);
-    config.erase("quantization_config");
-    for (const char* part : {"text_config", "language_config", "llm_config"}) {
-      if (config.contains(part) && config[part].is_object())
-        config[part].erase("quantization_config");
-    }
-    config["quantization_config"] = quantization;
-    plan_.config_text = config.dump(2) + "\n";
+    plan_.config_text = with_quantization(config_text_, quantization);
     for (const auto& [name, content] : quant_side_files(quantization))
       plan_.side_files.emplace_back(name, content.dump(2) + "\n");
   }
@@ -276,9 +324,12 @@ class Planner {
   static constexpr int64_t kBytesAWeight = 11;
 
   const MoeModel& model_;
+  const TargetNames names_;
   const FamilySpec& family_;
   ModuleFilter include_;
   ModuleFilter ignore_;
+  const std::string& config_text_;
+  std::vector<std::string> kept_names_;
   QuantizePlan plan_;
   std::set<std::string> written_;
   std::vector<std::string> plain_modules_;
@@ -286,8 +337,9 @@ class Planner {
 
 }  // namespace
 
-QuantizePlan plan_quantize(const MoeModel& model, const QuantizeRequest& request) {
-  return Planner(model, request).plan();
+QuantizePlan plan_quantize(const MoeModel& model, const QuantizeRequest& request,
+                           const GgufSource* gguf) {
+  return Planner(model, request, gguf).plan();
 }
 
 }  // namespace gantry::cli

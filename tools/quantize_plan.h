@@ -10,6 +10,7 @@
 #include "loader/checkpoint_writer.h"
 #include "runtime/moe_model.h"
 #include "tools/export_formats.h"
+#include "tools/gguf_source.h"
 #include "tools/linear_modules.h"
 
 namespace gantry::cli {
@@ -43,10 +44,16 @@ struct ExpertPlan {
 
 /// A linear layer beside the experts: copied, dequantized or quantized.
 struct LinearPlan {
-  LinearModule module;
+  LinearModule module;  ///< under its name in the new checkpoint
   bool quantized = false;
   MatrixSize size;
   [[nodiscard]] bool copied() const noexcept { return !quantized && module.scheme == nullptr; }
+};
+
+/// A tensor that stays as it is, and its name in the new checkpoint.
+struct CopyPlan {
+  std::string name;
+  const CheckpointTensor* tensor = nullptr;
 };
 
 struct QuantizePlan {
@@ -54,7 +61,7 @@ struct QuantizePlan {
   GateUp gate_up = GateUp::kSeparate;  ///< of stacked formats
   DType plain_dtype = DType::kBF16;    ///< of matrices that are dequantized
   std::vector<TensorInfo> tensors;     ///< all that are written, in that order
-  std::vector<const CheckpointTensor*> copies;
+  std::vector<CopyPlan> copies;
   std::vector<LinearPlan> linear;
   std::vector<ExpertPlan> experts;
   std::string config_text;  ///< config.json
@@ -65,8 +72,11 @@ struct QuantizePlan {
 };
 
 /// @param model without findings
+/// @param gguf  of a GGUF file: its config.json; the result has the names and config of the model's
+///        own family
 /// @throws Error kInvalidArgument if the format does not fit a matrix, or a pattern matches nothing
 /// @throws Error kUnsupported for what cannot be read or spelled
-QuantizePlan plan_quantize(const MoeModel& model, const QuantizeRequest& request);
+QuantizePlan plan_quantize(const MoeModel& model, const QuantizeRequest& request,
+                           const GgufSource* gguf = nullptr);
 
 }  // namespace gantry::cli

@@ -43,7 +43,8 @@ class Runner {
         plan_(plan),
         run_(run),
         reader_(model.checkpoint(), model.config(), model.tensors()),
-        writer_(run.directory, std::array{model.checkpoint().directory()},
+        writer_(run.directory,
+                std::array{run.alone.empty() ? model.checkpoint().directory() : run.alone},
                 plan_shards(plan.tensors, run.shard_bytes),
                 {.resume = run.resume, .fingerprint = run.fingerprint}) {}
 
@@ -77,7 +78,7 @@ class Runner {
   void write_other_files() {
     std::set<std::string> written = {"config.json"};
     written.insert(quant_sidecar_names().begin(), quant_sidecar_names().end());
-    carry_files(model_.checkpoint().directory(), writer_, written);
+    if (run_.alone.empty()) carry_files(model_.checkpoint().directory(), writer_, written);
     writer_.write_text("config.json", plan_.config_text);
     for (const auto& [name, text] : plan_.side_files)
       writer_.write_text(name, text);
@@ -105,35 +106,38 @@ class Runner {
   // ---- copies --------------------------------------------------------------------------------
 
   struct Chunk {
-    const CheckpointTensor* tensor;
+    const CopyPlan* copy;
     int64_t begin;
     int64_t bytes;
   };
 
   void run_copies(const Threads& threads) {
-    std::vector<const CheckpointTensor*> tensors = plan_.copies;
+    std::vector<CopyPlan> copies = plan_.copies;
     for (const LinearPlan& linear : plan_.linear) {
-      if (linear.copied()) tensors.push_back(linear.module.tensors.at("weight"));
+      if (linear.copied())
+        copies.push_back({linear.module.name + ".weight", linear.module.tensors.at("weight")});
     }
     std::vector<Chunk> chunks;
-    for (const CheckpointTensor* tensor : tensors) {
-      if (writer_.is_kept(tensor->info.name) || copy_scaled(*tensor)) continue;
-      const int64_t total = tensor->info.num_bytes();
+    for (const CopyPlan& copy : copies) {
+      if (writer_.is_kept(copy.name) || copy_scaled(copy)) continue;
+      const int64_t total = copy.tensor->info.num_bytes();
       for (int64_t begin = 0; begin < total; begin += kCopyBytes)
-        chunks.push_back({tensor, begin, std::min(kCopyBytes, total - begin)});
+        chunks.push_back({&copy, begin, std::min(kCopyBytes, total - begin)});
     }
     parallel_for(threads, static_cast<int64_t>(chunks.size()), [&](int64_t i) {
-      const auto& [tensor, begin, bytes] = chunks[static_cast<size_t>(i)];
+      const auto& [copy, begin, bytes] = chunks[static_cast<size_t>(i)];
+      const CheckpointTensor* tensor = copy->tensor;
       Bytes data(static_cast<size_t>(bytes));
       model_.checkpoint().files()[static_cast<size_t>(tensor->file)].read(
           tensor->info.begin + begin, data.data(), bytes);
       read_bytes(bytes);
-      writer_.write(tensor->info.name, begin, data);
+      writer_.write(copy->name, begin, data);
     });
   }
 
   // A tensor that takes up AWQ's scales of hidden states, or their inverse; false: it does not.
-  bool copy_scaled(const CheckpointTensor& tensor) {
+  bool copy_scaled(const CopyPlan& copy) {
+    const CheckpointTensor& tensor = *copy.tensor;
     const std::vector<float> factors = factors_of(tensor.info.name);
     if (factors.empty()) return false;
     const TensorInfo& info = tensor.info;
@@ -153,7 +157,7 @@ class Runner {
     GANTRY_CHECK(bad < 0, ErrorCode::kUnsupported,
                  "{}: element {} is too large for {} times AWQ's scale", info.name, bad,
                  to_string(info.dtype));
-    writer_.write(info.name, 0, data);
+    writer_.write(copy.name, 0, data);
     return true;
   }
 
@@ -235,7 +239,7 @@ class Runner {
   }
 
   // With scales that AWQ takes out of the experts' inputs: of w1's and w3's into the norm, of w2's
-  // into the rows of w3.
+  // into the rows of w3; or all of them into tensors beside the weights.
   void run_awq_expert(const ExpertPlan& expert) {
     const AwqScaling& awq = *run_.awq;
     const MoeLayerSpec& spec = *expert.spec;
@@ -247,14 +251,19 @@ class Runner {
     const std::vector<float> down_scales = awq.down_scales(spec, w2.weights, down);
     const std::vector<float>& input_scales = awq.input_scales(spec.layer);
     const std::span<Matrix> inner = std::span(matrices).first(matrices.size() - 1);
+    // What stays plain has no tensor for a factor.
+    const auto times = [&](const Matrix& matrix, const std::vector<float>& scales) {
+      return matrix.plan->quantized || !awq.keeps_factors() ? scale_columns(matrix.weights, scales)
+                                                            : matrix.weights;
+    };
     for (Matrix& matrix : inner)
-      matrix.weights = scale_columns(matrix.weights, input_scales);
-    if (spec.gated()) {
+      matrix.weights = times(matrix, input_scales);
+    if (spec.gated() && !awq.keeps_factors()) {
       std::vector<float>& w3 = inner.back().weights;
       for (size_t i = 0; i < w3.size(); ++i)
         w3[i] /= down_scales[i / input_scales.size()];
     }
-    w2.weights = scale_columns(w2.weights, down_scales);
+    w2.weights = times(w2, down_scales);
     const auto amax_of = [&](bool is_down, float scaled, float assumed) {
       if (scaled > 0.0F) return scaled;
       return run_.ranges.amax(spec.layer, is_down).value_or(assumed);
@@ -321,7 +330,10 @@ class Runner {
               ? nullptr
               : run_.hessians->factors(*expert.spec, expert.expert, matrix.plan->part == Part::kW2);
       quantized.push_back(quantize(matrix.weights, matrix.size, shared, name, hessian.get(), awq));
-      if (!plan_.format.stacked) write_quantized(*matrix.plan, quantized.back(), input_amax);
+      if (!plan_.format.stacked) {
+        write_quantized(*matrix.plan, quantized.back(), input_amax,
+                        awq == nullptr ? std::vector<float>() : inverse_of(awq->scales));
+      }
     }
     if (plan_.format.stacked) write_stacked(expert, matrices, quantized, input_amax);
   }
@@ -343,12 +355,20 @@ class Runner {
     }
   }
 
-  void write_quantized(const MatrixPlan& plan, const QuantizedWeights& quantized,
-                       float input_amax) {
+  static std::vector<float> inverse_of(std::span<const float> scales) {
+    std::vector<float> inverse;
+    for (const float scale : scales)
+      inverse.push_back(1.0F / scale);
+    return inverse;
+  }
+
+  void write_quantized(const MatrixPlan& plan, const QuantizedWeights& quantized, float input_amax,
+                       std::span<const float> input_factors) {
     const MatrixExport& format = plan_.format.matrix;
     for (size_t t = 0; t < plan.names.size(); ++t) {
       if (writer_.is_kept(plan.names[t])) continue;
-      write_new(plan.names[t], 0, export_bytes(format, format.tensors[t], quantized, input_amax));
+      write_new(plan.names[t], 0,
+                export_bytes(format, format.tensors[t], quantized, input_amax, input_factors));
     }
   }
 

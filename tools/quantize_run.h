@@ -15,6 +15,8 @@ namespace gantry::cli {
 
 struct QuantizeRun {
   std::filesystem::path directory;  ///< OUT
+  /// A GGUF file that was named itself: it is the input, and files beside it are not carried.
+  std::filesystem::path alone = {};
   int64_t shard_bytes = 0;
   int64_t memory_bytes = 0;  ///< that the jobs under way may need together
   bool resume = false;

@@ -7,7 +7,6 @@
 #include <memory>
 #include <optional>
 #include <set>
-#include <variant>
 
 #include "kernels/base/check.h"
 #include "loader/carried_files.h"
@@ -15,6 +14,9 @@
 #include "loader/relayout.h"
 #include "runtime/moe_model.h"
 #include "tools/commands.h"
+#include "tools/export_formats.h"
+#include "tools/gguf_source.h"
+#include "tools/linear_modules.h"
 #include "tools/write_options.h"
 
 namespace gantry::cli {
@@ -32,49 +34,21 @@ struct RespellOptions {
 constexpr std::string_view kGguf = "gguf";
 constexpr std::string_view kGgufFile = "model.gguf";
 
-bool is_gguf(const MoeModel& model) { return model.config().family->name == kGguf; }
-
 /// What a conversion needs besides the source.
 struct Conversion {
   RelayoutTarget target;
-  std::optional<MoeModelConfig> config;  ///< of another family's result
-  std::filesystem::path config_file;     ///< where it was read
+  std::optional<GgufSource> gguf;
 };
-
-/// What stood before "layers." in the safetensors file that a GGUF file was made from, if it was.
-std::string stored_prefix(const Checkpoint& checkpoint, const FamilySpec& family) {
-  const GgufFile file(checkpoint.files().front().path());
-  const auto found = file.header().metadata.find(kGgufPrefixKey);
-  if (found == file.header().metadata.end()) return std::string(family.default_prefix);
-  const auto* prefix = std::get_if<std::string>(&found->second);
-  GANTRY_CHECK(prefix != nullptr, ErrorCode::kFormat, "{}: {}: expected a string",
-               file.path().string(), kGgufPrefixKey);
-  return *prefix;
-}
 
 /// GGUF's metadata say less than a config.json: it is given, or lies beside the file.
 Conversion from_gguf(const MoeModel& model, const RespellOptions& options, SpellingChoice choice) {
   Conversion result;
-  result.config_file = options.config;
-  if (options.config.empty()) result.config_file = model.checkpoint().directory() / "config.json";
-  GANTRY_CHECK(std::filesystem::exists(result.config_file), ErrorCode::kInvalidArgument,
-               "{}: metadata of GGUF say less than a config.json does: expected one at {}, or "
-               "--config FILE",
-               options.input, result.config_file.string());
-  constexpr int64_t kMaxConfigBytes = int64_t{16} << 20;
-  result.config = read_moe_config(read_text_file(result.config_file, kMaxConfigBytes),
-                                  result.config_file.string());
-  GANTRY_CHECK(!result.config->quant, ErrorCode::kInvalidArgument,
-               "{}: has a quantization config, the tensors of {} are not quantized",
-               result.config_file.string(), options.input);
-  const auto difference = config_difference(model.config(), *result.config);
-  GANTRY_CHECK(!difference, ErrorCode::kFormat, "{} and {} are not of one model: {}", options.input,
-               result.config_file.string(), *difference);
-  const std::string architecture = model.config().model_type.substr(kGguf.size() + 1);
+  const GgufSource& source =
+      result.gguf.emplace(read_gguf_source(model, options.input, options.config));
   result.target = {.choice = choice,
-                   .family = result.config->family,
-                   .prefix = stored_prefix(model.checkpoint(), *result.config->family),
-                   .other_name = [architecture](const std::string& name) {
+                   .family = source.config.family,
+                   .prefix = source.prefix,
+                   .other_name = [architecture = source.architecture](const std::string& name) {
                      return from_gguf_name(architecture, name);
                    }};
   return result;
@@ -101,6 +75,41 @@ Conversion conversion_of(const MoeModel& model, const RespellOptions& options) {
   if (is_gguf(model)) return from_gguf(model, options, choice);
   result.target.choice = choice;
   return result;
+}
+
+// The linear layers of a result that are not quantized.
+ModuleNames plain_modules(const RelayoutPlan& plan) {
+  constexpr std::string_view kWeight = ".weight";
+  ModuleNames modules;
+  for (const TensorInfo& tensor : plan.tensors) {
+    if (tensor.shape.size() == 2 && is_plain_float(tensor.dtype) &&
+        tensor.name.ends_with(kWeight) && !is_embedding(tensor.name)) {
+      modules.push_back(tensor.name.substr(0, tensor.name.size() - kWeight.size()));
+    }
+  }
+  return modules;
+}
+
+/// The text of config.json where the source's does not say how the result is quantized.
+std::optional<std::string> new_config(const MoeModel& model, const RelayoutPlan& plan,
+                                      const Conversion& conversion, const std::string& input) {
+  const std::optional<GgufSource>& gguf = conversion.gguf;
+  if (!plan.mxfp4 || plan.mxfp4 == Mxfp4Layout::kGgml) {
+    GANTRY_CHECK(!gguf || !gguf->config.quant, ErrorCode::kInvalidArgument,
+                 "{}: has a quantization config, the tensors of {} are not quantized",
+                 gguf->config_file.string(), input);
+    return std::nullopt;
+  }
+  const FamilySpec& family = gguf ? *gguf->config.family : *model.config().family;
+  const ExportFormat format =
+      find_export_format(plan.mxfp4 == Mxfp4Layout::kBlocks ? "mxfp4" : "mxfp4-a16", family.name);
+  const Json quantization = format.config(format, plain_modules(plan));
+  if (!gguf) return with_quantization(model.checkpoint().config_text(), quantization);
+  // Back in the layout that the config speaks of, it stays as it is.
+  const Json stated = Json::parse(gguf->config_text).value("quantization_config", Json::object());
+  if (stated.is_object() && stated.value("quant_method", "") == quantization.at("quant_method"))
+    return std::nullopt;
+  return with_quantization(gguf->config_text, quantization);
 }
 
 RelayoutStats run_plan(const std::string& command, const RespellOptions& options,
@@ -146,8 +155,12 @@ int run_respell(const std::string& command, const RespellOptions& options) {
                "--resume is not possible with one GGUF file");
   const RelayoutPlan plan =
       plan_relayout(checkpoint, model.config(), model.tensors(), conversion.target);
+  const std::optional<std::string> config = new_config(model, plan, conversion, options.input);
   for (const std::string& note : plan.notes)
     output.text(fmt::format("note: {}", note));
+  if (config)
+    output.text(
+        "note: config.json is written anew: the experts' layout has another quantization_config");
   // A GGUF file that was named itself lies among others of any kind: these are not carried.
   const bool alone = std::filesystem::is_regular_file(options.input);
   std::vector<std::string> left_out;
@@ -177,9 +190,13 @@ int run_respell(const std::string& command, const RespellOptions& options) {
                                       : run_plan(command, options, checkpoint, plan, writer,
                                                  writer.total_bytes() - writer.kept_bytes());
   const std::set<std::string> anew =
-      conversion.config ? std::set<std::string>{"config.json"} : std::set<std::string>{};
+      conversion.gguf || config ? std::set<std::string>{"config.json"} : std::set<std::string>{};
   if (!alone) carry_files(checkpoint.directory(), writer, anew);
-  if (conversion.config) writer.copy_file(conversion.config_file, "config.json");
+  if (config) {
+    writer.write_text("config.json", *config);
+  } else if (conversion.gguf) {
+    writer.copy_file(conversion.gguf->config_file, "config.json");
+  }
   writer.finish();
   summary.print(output, options.output, static_cast<int64_t>(plan.tensors.size()), num_files,
                 stats.bytes_written, writer.kept_bytes(), stats.peak_buffer_bytes);

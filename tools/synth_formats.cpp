@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/base/check.h"
+#include "kernels/base/float_convert.h"
 #include "kernels/quant/element_formats.h"
 
 // Codes are as large as a quantizer would make them, which divides by the largest magnitude that a
@@ -108,6 +109,8 @@ class MatrixContents {
           groups[i] = static_cast<int32_t>(static_cast<int64_t>(i) / quantization.group);
         return given(groups);
       }
+      case ExportRole::kInputFactors:
+        return given(std::vector<uint16_t>(static_cast<size_t>(size_.in), f32_to_bf16(1.0F)));
       default: {
         const QuantizedWeights none{.quantization = quantization, .out = size_.out, .in = size_.in};
         return Content::given(

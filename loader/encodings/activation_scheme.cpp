@@ -171,7 +171,7 @@ ActivationScheme modelopt_activations(std::string_view algorithm, bool declares_
   }
   if (algorithm == "MXFP4") return dynamic_of(RowQuantization::kMxFp4, 32);
   if (algorithm == "MXFP8") return dynamic_of(RowQuantization::kMxFp8, 32);
-  if (algorithm == "NVFP4" && declares_inputs) {
+  if ((algorithm == "NVFP4" || algorithm == "NVFP4_AWQ") && declares_inputs) {
     ActivationScheme scheme = static_of(RowQuantization::kNvFp4Static, "input_scale", 16);
     scheme.scale_is_inverse = true;
     return scheme;

@@ -85,6 +85,19 @@ Bytes awq_codes(const QuantizedWeights& weights) {
   return transposed(columns, out / 8, in);
 }
 
+// Codes of two outputs in a byte, in two's complement.
+Bytes row_pairs(const QuantizedWeights& weights) {
+  constexpr unsigned kMiddle = 8;
+  const auto in = static_cast<size_t>(weights.in);
+  const auto nibble = [&](size_t at) { return (weights.codes[at] - kMiddle) & 15U; };
+  Bytes bytes(static_cast<size_t>(weights.out) / 2 * in);
+  for (size_t b = 0; b < bytes.size(); ++b) {
+    const size_t even = b / in * 2 * in + b % in;
+    bytes[b] = static_cast<std::byte>(nibble(even) | nibble(even + in) << 4);
+  }
+  return bytes;
+}
+
 Bytes codes_as(const ExportTensor& tensor, const QuantizedWeights& weights) {
   switch (tensor.layout) {
     case ExportLayout::kBytes:
@@ -96,6 +109,8 @@ Bytes codes_as(const ExportTensor& tensor, const QuantizedWeights& weights) {
     }
     case ExportLayout::kOutWords:
       return awq_codes(weights);
+    case ExportLayout::kRowPairs:
+      return row_pairs(weights);
     default:
       return packed_rows(weights);
   }
@@ -222,6 +237,8 @@ std::vector<int64_t> export_shape(const MatrixExport& format, const ExportTensor
       return {out, in / 2};
     case ExportLayout::kBlocks:
       return {out, groups, quantization.group / 2};
+    case ExportLayout::kRowPairs:
+      return {out / 2, in};
     case ExportLayout::kRowWords:
       return {out, in * bits / 32};
     case ExportLayout::kInWords:
@@ -266,6 +283,8 @@ std::string misfit(const MatrixExport& format, const MatrixSize& size) {
         tensor.layout == ExportLayout::kRowWords || tensor.layout == ExportLayout::kInWords;
     if (in_words && size.in % per_word != 0)
       return fmt::format("rows of {} do not fill words of {}", size.in, per_word);
+    if (tensor.layout == ExportLayout::kRowPairs && size.out % 2 != 0)
+      return fmt::format("{} outputs do not fill bytes of 2", size.out);
     if (tensor.layout == ExportLayout::kNibbles && size.in % 2 != 0)
       return fmt::format("rows of {} do not fill bytes of 2", size.in);
   }
@@ -273,7 +292,8 @@ std::string misfit(const MatrixExport& format, const MatrixSize& size) {
 }
 
 std::vector<std::byte> export_bytes(const MatrixExport& format, const ExportTensor& tensor,
-                                    const QuantizedWeights& weights, float input_amax) {
+                                    const QuantizedWeights& weights, float input_amax,
+                                    std::span<const float> input_factors) {
   switch (tensor.role) {
     case ExportRole::kCodes:
       return codes_as(tensor, weights);
@@ -293,6 +313,13 @@ std::vector<std::byte> export_bytes(const MatrixExport& format, const ExportTens
     }
     case ExportRole::kGroupIndex:
       return group_index(weights);
+    case ExportRole::kInputFactors: {
+      Bytes bytes;
+      for (size_t i = 0; i < static_cast<size_t>(weights.in); ++i)
+        append_scale(bytes, tensor.dtype, ScaleType::kNone,
+                     input_factors.empty() ? 1.0F : input_factors[i]);
+      return bytes;
+    }
   }
   return {};
 }

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,10 +19,11 @@ enum class ExportRole : uint8_t {
   kCodes,
   kScales,
   kZeros,
-  kSecondScale,  ///< NVFP4's
-  kInputScale,   ///< of the matrix' input, where it is quantized with one scale of the checkpoint
-  kShape,        ///< [out, in] as numbers
-  kGroupIndex,   ///< GPTQ: the group of each input
+  kSecondScale,   ///< NVFP4's
+  kInputScale,    ///< of the matrix' input, where it is quantized with one scale of the checkpoint
+  kShape,         ///< [out, in] as numbers
+  kGroupIndex,    ///< GPTQ: the group of each input
+  kInputFactors,  ///< ModelOpt's AWQ: what each input is multiplied by (pre_quant_scale)
 };
 
 /// The order of codes, scales or zero points in their tensor. b bits an element, groups of inputs
@@ -30,6 +32,7 @@ enum class ExportLayout : uint8_t {
   kBytes,        ///< [out, in], a byte each; int8 as two's complement
   kNibbles,      ///< [out, in / 2], the even input low
   kBlocks,       ///< [out, in / group, group / 2]: the same bytes (gpt-oss)
+  kRowPairs,     ///< [out / 2, in], 4 bits in two's complement, the even output low (ModelOpt)
   kRowWords,     ///< [out, in * b / 32] words along in
   kInWords,      ///< [in * b / 32, out] words along in (GPTQ)
   kOutWords,     ///< [in, out / 8] words of eight outputs, interleaved (AWQ)
@@ -71,8 +74,10 @@ std::string misfit(const MatrixExport& format, const MatrixSize& size);
 /// The bytes of a tensor, as decode_matrix reads them.
 /// @param input_amax the largest magnitude of the matrix' inputs: kInputScale is amax / 448 of FP8,
 ///                   amax / (448 * 6) of NVFP4 or its inverse; ignored otherwise
+/// @param input_factors [in] of kInputFactors, values of its dtype; empty: ones
 /// @throws Error kUnsupported if a value does not fit its dtype
 std::vector<std::byte> export_bytes(const MatrixExport& format, const ExportTensor& tensor,
-                                    const QuantizedWeights& weights, float input_amax);
+                                    const QuantizedWeights& weights, float input_amax,
+                                    std::span<const float> input_factors = {});
 
 }  // namespace gantry

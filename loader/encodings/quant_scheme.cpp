@@ -163,7 +163,7 @@ void read_modelopt(const ConfigReader& config, const nlohmann::json& object, Qua
     int64_t size;
     int bits;
   };
-  constexpr std::array<Row, 10> kRows = {{{"FP8", ScaleGrid::kTensor, 0, 0},
+  constexpr std::array<Row, 11> kRows = {{{"FP8", ScaleGrid::kTensor, 0, 0},
                                           {"FP8_PB_WO", ScaleGrid::kBlock, 128, 0},
                                           {"FP8_PER_CHANNEL_PER_TOKEN", ScaleGrid::kChannel, 0, 0},
                                           {"W8A8_SQ_PER_CHANNEL", ScaleGrid::kChannel, 0, 8},
@@ -171,6 +171,7 @@ void read_modelopt(const ConfigReader& config, const nlohmann::json& object, Qua
                                           {"MXFP8", ScaleGrid::kGroup, 32, 0},
                                           {"W4A8_MXFP4_FP8", ScaleGrid::kGroup, 32, 0},
                                           {"NVFP4", ScaleGrid::kGroup, 16, 0},
+                                          {"NVFP4_AWQ", ScaleGrid::kGroup, 16, 0},
                                           {"W4A16_NVFP4", ScaleGrid::kGroup, 16, 0},
                                           {"W4A16_AWQ", ScaleGrid::kGroup, 128, 4}}};
   const auto* row = std::find_if(kRows.begin(), kRows.end(),

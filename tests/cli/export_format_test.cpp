@@ -126,6 +126,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"gptq-asym", "qwen3_moe", "gptqmodel-w4-g32-asym", 32},
                     Case{"mxfp4", "qwen3_moe", "llmcompressor-mxfp4", 0},
                     Case{"mxfp4", "gpt_oss", "gpt_oss-mxfp4", 0},
+                    Case{"mxfp4-a16", "qwen3_moe", "llmcompressor-mxfp4a16", 0},
+                    Case{"int4-awq", "qwen3_moe", "modelopt-t4-int4_awq", 0},
                     Case{"mxfp8", "qwen3_moe", "llmcompressor-mxfp8", 0},
                     Case{"nvfp4", "qwen3_moe", "modelopt-nvfp4", 0},
                     Case{"nvfp4-a16", "qwen3_moe", "modelopt-w4a16_nvfp4", 0},
@@ -137,15 +139,15 @@ INSTANTIATE_TEST_SUITE_P(
       return name;
     });
 
-// Every one but bf16 is a case above (gptq-int8, of which AutoRound wrote the golden, below): a new
-// format needs one.
+// Every one but bf16 is a case above (gptq-int8, of which AutoRound wrote the golden, and
+// nvfp4-awq, nvfp4 with the tensor of int4-awq, below): a new format needs one.
 TEST(ExportFormats, AreThese) {
   EXPECT_EQ(cli::export_format_names(),
             (std::vector<std::string_view>{
-                "bf16",  "fp8-block", "fp8-channel", "fp8-tensor", "fp8-static",
-                "int8",  "int8-g128", "int4-g128",   "int4-g32",   "int4-asym",
-                "awq",   "gptq",      "gptq-asym",   "gptq-int8",  "mxfp4",
-                "mxfp8", "nvfp4",     "nvfp4-a16",   "nvfp4-ct",   "nvfp4-ct-a16"}));
+                "bf16",      "fp8-block", "fp8-channel", "fp8-tensor", "fp8-static",  "int8",
+                "int8-g128", "int4-g128", "int4-g32",    "int4-asym",  "awq",         "gptq",
+                "gptq-asym", "gptq-int8", "mxfp4",       "mxfp4-a16",  "mxfp8",       "nvfp4",
+                "nvfp4-a16", "nvfp4-awq", "int4-awq",    "nvfp4-ct",   "nvfp4-ct-a16"}));
 }
 
 TEST(ExportFormats, GptqOf8BitsHasTheTensorsOfAutoRound) {
@@ -159,6 +161,21 @@ TEST(ExportFormats, GptqOf8BitsHasTheTensorsOfAutoRound) {
   }
 }
 
+TEST(ExportFormats, Nvfp4OfAwqIsNvfp4WithTheTensorOfInt4Awq) {
+  const auto tensors = [](const char* format) {
+    Described described;
+    const cli::ExportFormat found = cli::find_export_format(format, "qwen3_moe");
+    for (const ExportTensor& tensor : found.matrix.tensors) {
+      described[std::string(tensor.suffix)] = {tensor.dtype,
+                                               export_shape(found.matrix, tensor, {128, 256})};
+    }
+    return described;
+  };
+  Described expected = tensors("nvfp4");
+  expected["pre_quant_scale"] = tensors("int4-awq").at("pre_quant_scale");
+  EXPECT_EQ(tensors("nvfp4-awq"), expected);
+}
+
 TEST(ExportFormats, SideFilesAreThoseOfTheExporter) {
   const auto read = [](const std::string& name) {
     std::ifstream file(golden_root() / "quant" / name);
@@ -169,6 +186,12 @@ TEST(ExportFormats, SideFilesAreThoseOfTheExporter) {
   ASSERT_EQ(files.size(), 1U);
   EXPECT_EQ(files[0].first, "hf_quant_config.json");
   EXPECT_EQ(nlohmann::json(files[0].second), read("modelopt-nvfp4-mixtral/hf_quant_config.json"));
+
+  const nlohmann::json int4 = read("modelopt-t4-int4_awq/config.json");
+  const auto int4_files = cli::quant_side_files(int4.at("quantization_config"));
+  ASSERT_EQ(int4_files.size(), 1U);
+  EXPECT_EQ(nlohmann::json(int4_files[0].second),
+            read("modelopt-t4-int4_awq/hf_quant_config.json"));
 
   const nlohmann::json awq = read("gptqmodel-awq-w4-g32/config.json");
   const auto awq_files = cli::quant_side_files(awq.at("quantization_config"));

@@ -61,24 +61,40 @@ Floats divided(Floats rows, const Floats& scales) {
   return rows;
 }
 
+constexpr size_t kHidden = 256;
+
+// The source, calibrated once for all tests, and what its experts make of tokens that calibration
+// did not see.
+struct Source {
+  path directory = source_dir("qwen3_moe");
+  Calibrated layer{directory};
+  std::vector<Floats> matrices = expert_matrices(directory);
+  MutableCheckpoint checkpoint = MutableCheckpoint::read(directory);
+  Floats x = layer.held_out(0, 60);
+  Floats y;
+
+  Source() {
+    for (size_t e = 0; e < 4; ++e) {
+      const Floats one = expert_output(matrices, e, x, kHidden);
+      y.insert(y.end(), one.begin(), one.end());
+    }
+  }
+
+  static const Source& get() {
+    static const Source source;
+    return source;
+  }
+};
+
 class QuantizeAwqTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(QuantizeAwqTest, AndGptqLoseLessOfTheOutputsThanRoundingToNearest) {
-  constexpr size_t kHidden = 256;
-  const path source = source_dir("qwen3_moe");
-  Calibrated layer(source);
-  const auto matrices = expert_matrices(source);
+  const Source& source = Source::get();
+  const Calibrated& layer = source.layer;
   const auto rtn = layer.quantize({.format = GetParam()}, Calibrated::Method::kRtn);
   const auto gptq = layer.quantize({.format = GetParam()}, Calibrated::Method::kGptq);
   const auto awq = layer.quantize({.format = GetParam()}, Calibrated::Method::kAwq);
-  const Floats scales =
-      folded_scales(MutableCheckpoint::read(source), MutableCheckpoint::read(awq->out), 0);
-  const Floats x = layer.held_out(0, 60);
-  Floats y;
-  for (size_t e = 0; e < 4; ++e) {
-    const Floats one = expert_output(matrices, e, x, kHidden);
-    y.insert(y.end(), one.begin(), one.end());
-  }
+  const Floats scales = folded_scales(source.checkpoint, MutableCheckpoint::read(awq->out), 0);
   const auto error = [&](const path& out, const Floats& inputs) {
     const auto written = expert_matrices(out);
     Floats found;
@@ -86,23 +102,22 @@ TEST_P(QuantizeAwqTest, AndGptqLoseLessOfTheOutputsThanRoundingToNearest) {
       const Floats one = expert_output(written, e, inputs, kHidden);
       found.insert(found.end(), one.begin(), one.end());
     }
-    return relative_error(found, y);
+    return relative_error(found, source.y);
   };
-  const double nearest = error(rtn->out, x);
-  EXPECT_LT(error(gptq->out, x), nearest) << "seed " << layer.rng.seed();
-  EXPECT_LT(error(awq->out, divided(x, scales)), nearest) << "seed " << layer.rng.seed();
+  const double nearest = error(rtn->out, source.x);
+  EXPECT_LT(error(gptq->out, source.x), nearest) << "seed " << layer.rng.seed();
+  EXPECT_LT(error(awq->out, divided(source.x, scales)), nearest) << "seed " << layer.rng.seed();
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, QuantizeAwqTest,
-                         testing::Values("int4-g128", "int4-asym", "awq", "gptq", "mxfp4", "nvfp4"),
+                         testing::Values("int4-g128", "int4-asym", "awq", "gptq", "mxfp4", "nvfp4",
+                                         "nvfp4-awq", "int4-awq"),
                          [](const auto& p) { return readable(p.param); });
 
 // Columns in groups by activation order: what is read back is no worse than in order, and its
 // groups are whole but not runs of columns.
 TEST(QuantizeDescAct, KeepsTheGroupsInGIdx) {
-  constexpr size_t kHidden = 256;
-  const path source = source_dir("qwen3_moe");
-  Calibrated layer(source);
+  const Calibrated& layer = Source::get().layer;
   const auto rtn = layer.quantize({.format = "gptq"}, Calibrated::Method::kRtn);
   const auto gptq = layer.quantize({.format = "gptq", .desc_act = true}, Calibrated::Method::kGptq);
   const auto written = MutableCheckpoint::read(gptq->out);
@@ -114,9 +129,8 @@ TEST(QuantizeDescAct, KeepsTheGroupsInGIdx) {
   EXPECT_EQ(std::count(groups.begin(), groups.end(), 0), 128);
   EXPECT_EQ(std::count(groups.begin(), groups.end(), 1), 128);
   EXPECT_FALSE(std::is_sorted(groups.begin(), groups.end()));
-  const auto matrices = expert_matrices(source);
-  const Floats x = layer.held_out(0, 60);
-  const Floats y = expert_output(matrices, 0, x, kHidden);
+  const Floats& x = Source::get().x;
+  const Floats y = expert_output(Source::get().matrices, 0, x, kHidden);
   const auto error = [&](const path& out) {
     return relative_error(expert_output(expert_matrices(out), 0, x, kHidden), y);
   };
@@ -162,6 +176,37 @@ TEST(QuantizeAwq, FoldsScalesIntoTheNormAndAllThatReadsIt) {
   }
 }
 
+// ModelOpt's formats have a tensor for the inverse of the scales: one vector a layer for w1 and w3,
+// one an expert for w2; nothing else of the model changes.
+TEST(QuantizeAwq, KeepsFactorsOfInputsWhereTheFormatHasThem) {
+  const Calibrated& layer = Source::get().layer;
+  const auto awq = layer.quantize({.format = "nvfp4-awq"}, Calibrated::Method::kAwq);
+  const MutableCheckpoint& before = Source::get().checkpoint;
+  const auto after = MutableCheckpoint::read(awq->out);
+  for (const auto& [name, tensor] : before.tensors) {
+    if (name.find(".experts.") == std::string::npos) {
+      EXPECT_TRUE(after.tensors.at(name).bytes == tensor.bytes) << name;
+    }
+  }
+  const auto factors = [&](int expert, const char* projection) {
+    return values_of(
+        after, fmt::format("model.layers.0.mlp.experts.{}.{}.pre_quant_scale", expert, projection));
+  };
+  const Floats shared = factors(0, "gate_proj");
+  EXPECT_NE(*std::min_element(shared.begin(), shared.end()),
+            *std::max_element(shared.begin(), shared.end()));
+  for (int e = 0; e < 4; ++e) {
+    EXPECT_EQ(factors(e, "gate_proj"), shared);
+    EXPECT_EQ(factors(e, "up_proj"), shared);
+  }
+  EXPECT_NE(factors(0, "down_proj"), factors(1, "down_proj"));
+  // Without AWQ the tensor says one.
+  const auto rtn = layer.quantize({.format = "nvfp4-awq"}, Calibrated::Method::kRtn);
+  EXPECT_EQ(values_of(MutableCheckpoint::read(rtn->out),
+                      "model.layers.0.mlp.experts.3.down_proj.pre_quant_scale"),
+            Floats(128, 1.0F));
+}
+
 // A family whose norm has other readers keeps it; the up projection still takes w2's scales.
 TEST(QuantizeAwq, LeavesNormsAloneThatOthersRead) {
   const path source = golden_root() / "families" / "minimax";
@@ -177,11 +222,10 @@ TEST(QuantizeAwq, LeavesNormsAloneThatOthersRead) {
 
 // Inputs of w2 in range: the static scales are those of what is divided.
 TEST(QuantizeAwq, StaticInputScalesAreOfTheScaledInputs) {
-  const path source = source_dir("qwen3_moe");
-  const Calibrated layer(source);
+  const Calibrated& layer = Source::get().layer;
   const auto awq = layer.quantize({.format = "nvfp4"}, Calibrated::Method::kAwq);
   const auto written = MutableCheckpoint::read(awq->out);
-  const Floats scales = folded_scales(MutableCheckpoint::read(source), written, 0);
+  const Floats scales = folded_scales(Source::get().checkpoint, written, 0);
   const SafetensorsFile stats(layer.stats() / calibration_file_name(0));
   const TensorInfo& info = *stats.find("gate_up.channel_amax");
   Floats amax(static_cast<size_t>(info.num_elements()));

@@ -73,7 +73,7 @@ TEST_P(QuantizeHolesTest, HaveFiniteScalesAndAreNamed) {
     const auto per_matrix = std::count_if(
         format.matrix.tensors.begin(), format.matrix.tensors.end(), [](const auto& t) {
           return t.role == ExportRole::kScales || t.role == ExportRole::kSecondScale ||
-                 t.role == ExportRole::kInputScale;
+                 t.role == ExportRole::kInputScale || t.role == ExportRole::kInputFactors;
         });
     EXPECT_EQ(num_scales, 12 * per_matrix);  // none is missing
 

@@ -37,6 +37,22 @@ class RespellTest(command.CommandTestCase):
             code, text, _ = run("verify", out, "--reference", out / "moe_io.safetensors")
             self.assertEqual(code, OK, text)
 
+    def test_mxfp4_of_gpt_oss_is_taken_apart_and_joined_bit_for_bit(self):
+        source = GOLDEN.parent / "quant/gpt_oss-mxfp4"
+        self.assertEqual(run("unfuse", source, self.out)[0], OK)
+        code, text, _ = run("verify", self.out, "--reference", self.out / "moe_io.safetensors", "--activations", "f32",
+                            "--tolerance", "1e-5")
+        self.assertEqual(code, OK, text)
+        code, text, _ = run("diff", source, self.out, "--max-rel", "1e-30", "--max-output-rel", "1e-30")
+        self.assertEqual(code, OK, text)
+        config = json.loads((self.out / "config.json").read_text())["quantization_config"]
+        self.assertEqual((config["quant_method"], config["format"]), ("compressed-tensors", "mxfp4-pack-quantized"))
+        self.assertIn("model.layers.0.mlp.router", config["ignore"])
+        self.assertEqual(run("fuse", self.out, self.dir / "again")[0], OK)
+        self.assertEqual((self.dir / "again/model.safetensors").read_bytes(), (source / "model.safetensors").read_bytes())
+        self.assertEqual(json.loads((self.dir / "again/config.json").read_text()),
+                         json.loads((source / "config.json").read_text()))
+
     def test_the_last_line_tells_sizes_rate_and_memory(self):
         code, out, _ = run("unfuse", GOLDEN / "qwen3_moe-fused", self.out, "--json")
         self.assertEqual(code, OK)

@@ -166,6 +166,7 @@ TEST(ModeloptActivationsTest, FollowTheAlgorithm) {
   expect_static(algorithm("FP8"), format(Kind::kFp8Static), "input_scale");
   expect_static(algorithm("W8A8_SQ_PER_CHANNEL"), format(Kind::kInt8Static), "input_scale");
   expect_static(algorithm("NVFP4"), format(Kind::kNvFp4Static, 16), "input_scale", true);
+  expect_static(algorithm("NVFP4_AWQ"), format(Kind::kNvFp4Static, 16), "input_scale", true);
   expect_dynamic(algorithm("FP8_PER_CHANNEL_PER_TOKEN"), format(Kind::kFp8Token));
   expect_dynamic(algorithm("mxfp4"), format(Kind::kMxFp4, 32));
   expect_dynamic(algorithm("MXFP8"), format(Kind::kMxFp8, 32));

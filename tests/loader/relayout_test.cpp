@@ -5,6 +5,8 @@
 
 #include <array>
 #include <map>
+#include <nlohmann/json.hpp>
+#include <string_view>
 #include <utility>
 
 #include "tests/support/expect_error.h"
@@ -33,6 +35,21 @@ struct Opened {
   TensorMap map;
 };
 
+/// What the config of packed MXFP4 says, as compressed-tensors reads it.
+constexpr std::string_view kPackedConfig = R"({"quant_method": "compressed-tensors",
+  "format": "mxfp4-pack-quantized", "ignore": ["lm_head"],
+  "config_groups": {"group_0": {"targets": ["Linear"], "input_activations": null, "weights":
+  {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": true}}}})";
+
+std::string config_of(const std::string& text, const RelayoutPlan& plan) {
+  if (!plan.mxfp4) return text;
+  auto config = nlohmann::ordered_json::parse(text);
+  config["quantization_config"] = plan.mxfp4 == Mxfp4Layout::kPacked
+                                      ? nlohmann::ordered_json::parse(kPackedConfig)
+                                      : nlohmann::ordered_json({{"quant_method", "mxfp4"}});
+  return config.dump();
+}
+
 MutableCheckpoint convert(const fs::path& directory, SpellingChoice choice,
                           int64_t memory_bytes = int64_t{1} << 20) {
   const Opened opened(directory);
@@ -44,7 +61,7 @@ MutableCheckpoint convert(const fs::path& directory, SpellingChoice choice,
       {.threads = {.count = 2, .executor = {}}, .memory_bytes = memory_bytes, .progress = {}});
   EXPECT_EQ(sink.written_bytes, sink.expected_bytes);
   EXPECT_LE(stats.peak_buffer_bytes, memory_bytes);
-  sink.checkpoint.config = opened.checkpoint.config_text();
+  sink.checkpoint.config = config_of(opened.checkpoint.config_text(), plan);
   return sink.checkpoint;
 }
 
@@ -212,6 +229,67 @@ TEST_P(RelayoutQuantGoldenTest, KeepsEveryByteOrRefusesByName) {
 
 INSTANTIATE_TEST_SUITE_P(Goldens, RelayoutQuantGoldenTest, testing::ValuesIn(quant_goldens()),
                          [](const auto& instance) { return instance.param.name; });
+
+TEST(RelayoutMxfp4Test, BlocksOfGptOssBecomePackedMatricesAndBlocksAgain) {
+  const fs::path golden = golden_root() / "quant/gpt_oss-mxfp4";
+  const MutableCheckpoint source = MutableCheckpoint::read(golden);
+  const MutableCheckpoint split = convert(golden, SpellingChoice::kPerExpert);
+  const std::string layer = "model.layers.0.mlp.experts.";
+  const auto& up = split.tensors.at(layer + "3.up_proj.weight_packed");
+  EXPECT_EQ(up.shape, (std::vector<int64_t>{128, 128}));
+  // Row 5 of up is row 11 of the interleaved rows, expert 3's after 3 x 256 others.
+  const auto& both = source.tensors.at(layer + "gate_up_proj_blocks").bytes;
+  EXPECT_TRUE(std::equal(up.bytes.begin() + 5 * 128, up.bytes.begin() + 6 * 128,
+                         both.begin() + (3 * 256 + 11) * 128));
+  const auto& scale = split.tensors.at(layer + "1.down_proj.weight_scale");
+  EXPECT_EQ(scale.shape, (std::vector<int64_t>{256, 4}));
+  const TempDir dir;
+  split.write(dir / "split");
+  EXPECT_EQ(difference(convert(dir / "split", SpellingChoice::kFused).tensors, source.tensors), "");
+  // A row of gate and up in turn is 256 bytes: tiles of a few rows give the same.
+  EXPECT_EQ(
+      difference(convert(dir / "split", SpellingChoice::kFused, 40000).tensors, source.tensors),
+      "");
+}
+
+TEST(RelayoutMxfp4Test, TensorsOfTheWrongSizeAreRefusedByName) {
+  const TempDir dir;
+  MutableCheckpoint golden = MutableCheckpoint::read(golden_root() / "quant/gpt_oss-mxfp4");
+  auto& scales = golden.tensors.at("model.layers.0.mlp.experts.down_proj_scales");
+  scales.shape.back() /= 2;
+  scales.bytes.resize(scales.bytes.size() / 2);
+  golden.write(dir / "in");
+  expect_error([&] { (void)convert(dir / "in", SpellingChoice::kPerExpert); }, ErrorCode::kFormat,
+               {"down_proj_scales", "4096", "[4, 256, 2]"});
+}
+
+TEST(RelayoutMxfp4Test, AMixtureWithOtherExpertsIsRefusedByName) {
+  const TempDir dir;
+  MutableCheckpoint golden = MutableCheckpoint::read(golden_root() / "quant/gpt_oss-mxfp4");
+  const std::string down = "model.layers.0.mlp.experts.down_proj";
+  golden.tensors.erase(down + "_blocks");
+  golden.tensors.erase(down + "_scales");
+  golden.tensors[down] = {
+      DType::kBF16, {4, 128, 256}, std::vector<std::byte>(size_t{4} * 128 * 256 * 2)};
+  golden.write(dir / "in");
+  expect_error([&] { (void)convert(dir / "in", SpellingChoice::kPerExpert); },
+               ErrorCode::kUnsupported, {down, "not MXFP4"});
+}
+
+TEST(RelayoutMxfp4Test, QuantizedInputsHaveNoPlaceInBlocks) {
+  const TempDir dir;
+  MutableCheckpoint split =
+      convert(golden_root() / "quant/gpt_oss-mxfp4", SpellingChoice::kPerExpert);
+  const std::string none = "\"input_activations\":null";
+  const size_t at = split.config.find(none);
+  ASSERT_NE(at, std::string::npos);
+  split.config.replace(at, none.size(),
+                       R"("input_activations":{"num_bits": 4, "type": "float",
+                       "strategy": "group", "group_size": 32, "dynamic": true})");
+  split.write(dir / "in");
+  expect_error([&] { (void)convert(dir / "in", SpellingChoice::kFused); }, ErrorCode::kUnsupported,
+               {"weight_packed", "quantized inputs"});
+}
 
 TEST(RelayoutTest, ARowThatDoesNotFitIntoTheMemoryIsRefused) {
   expect_error(

@@ -25,7 +25,7 @@ transformers.logging.disable_progress_bar()
 SCALES = ("weight_scale", "weight_global_scale")
 # Sums in float32 differ by their order; NVFP4 is decompressed to bf16.
 FORMATS = {"fp8-channel": 1e-5, "fp8-static": 1e-5, "int8": 1e-5, "int8-g128": 1e-5, "int4-g128": 1e-5, "int4-g32": 1e-5,
-           "int4-asym": 1e-5, "mxfp4": 1e-5, "mxfp8": 1e-5, "nvfp4-ct": 1e-2, "nvfp4-ct-a16": 1e-2}
+           "int4-asym": 1e-5, "mxfp4": 1e-5, "mxfp4-a16": 1e-5, "mxfp8": 1e-5, "nvfp4-ct": 1e-2, "nvfp4-ct-a16": 1e-2}
 
 
 def dequantize(config, tensors):

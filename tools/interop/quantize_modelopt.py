@@ -13,6 +13,7 @@ try:
     import modelopt
     import torch
     import transformers
+    from modelopt.torch.export.quant_utils import pack_int4_in_uint8
     from modelopt.torch.quantization.qtensor import FP8QTensor, NVFP4QTensor
     from moe_block import check_formats
 except ImportError as error:
@@ -21,15 +22,26 @@ except ImportError as error:
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-FORMATS = {"fp8-tensor": 1e-5, "nvfp4": 1e-5, "nvfp4-a16": 1e-5}
+FORMATS = {"fp8-tensor": 1e-5, "nvfp4": 1e-5, "nvfp4-a16": 1e-5, "nvfp4-awq": 1e-5, "int4-awq": 1e-5}
+
+
+def unpacked_int4(weight, scale):
+    """ModelOpt has no way back from its INT4: the codes are those that it packs to the same bytes."""
+    codes = torch.stack((weight & 15, weight >> 4), 1).reshape(-1, weight.shape[1]).to(torch.int32)
+    values = torch.where(codes > 7, codes - 16, codes) * scale.repeat_interleave(128, 1)
+    assert torch.equal(pack_int4_in_uint8(values, scale, 128), weight), "packed otherwise by ModelOpt"
+    return values
 
 
 def dequantize(config, tensors):
     weight, scale = tensors["weight"], tensors["weight_scale"]
     if config["quant_algo"] == "FP8":
         return FP8QTensor(weight.shape, torch.float32, weight).dequantize(torch.float32, scale=scale.reshape(1), block_sizes={})
+    factors = tensors.get("pre_quant_scale", torch.ones(1)).float()  # of the inputs
+    if config["quant_algo"] == "W4A16_AWQ":
+        return unpacked_int4(weight, scale) * factors
     shape = torch.Size((weight.shape[0], weight.shape[1] * 2))
-    return NVFP4QTensor(shape, torch.float32, weight).dequantize(
+    return factors * NVFP4QTensor(shape, torch.float32, weight).dequantize(
         torch.float32, scale=scale, double_scale=tensors["weight_scale_2"], block_sizes={-1: 16})
 
 
