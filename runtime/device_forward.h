@@ -20,16 +20,23 @@ class DeviceForward {
                 const DeviceKernelPlan& kernel_plan, DeviceExchange* exchange,
                 DeviceScratch& scratch, StreamHandle stream);
 
-  void run(const DeviceMoeInput& input, float* out);
+  /// @param exact with exchange slots: room for all tokens all the same
+  void run(const DeviceMoeInput& input, bool exact, float* out);
 
  private:
-  void run_on_ranks(const DeviceMoeInput& input, float* out);
+  void run_on_ranks(const DeviceMoeInput& input, bool exact, float* out);
+  /// Rows of single choices, added by the owners of the tokens as a single rank does.
+  void run_ordered(const DeviceMoeInput& input, const DeviceMoeInput& computed,
+                   const DispatchedTokens& tokens, float* out);
   /// This rank's part of the sums of every token that it computes on, [T', H].
   void run_partial(const DeviceMoeInput& computed, const DispatchedTokens& tokens, float* partial);
   void normalize(float* out);
   void route(const DeviceMoeInput& input);
   void plan(const DeviceMoeInput& input);
   void run_experts(const DeviceMoeInput& input);
+  void run_routed(const DeviceMoeInput& input);
+  /// The routed sum of a layer with a latent projection, into base_. @param bias [H] or none
+  void project_latent(const CombineRows& sums, const DeviceBuffer& bias);
   /// Shared experts go to the workspace's own stream, which begins and ends with this one.
   void fork_shared(const DeviceMoeInput& input);
   void join_shared();

@@ -38,9 +38,7 @@ DeviceMoeLayer::DeviceMoeLayer(std::shared_ptr<Device> device, const MoeLayerWei
   GANTRY_CHECK(world != nullptr, ErrorCode::kInvalidArgument,
                "layer {}: {} needs a device communicator, found none", weights.spec.layer,
                describe(parallel));
-  exchange_ =
-      std::make_unique<DeviceExchange>(parallel, *world, options_.reduce, weights.spec.hidden_size,
-                                       weights.spec.routing.num_slots());
+  exchange_ = std::make_unique<DeviceExchange>(*weights_, options_, *world);
 }
 
 DeviceMoeLayer::~DeviceMoeLayer() = default;
@@ -65,6 +63,11 @@ ExchangeBytes DeviceMoeLayer::bytes_moved() const noexcept {
 
 void DeviceMoeLayer::forward(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out,
                              StreamHandle stream) const {
+  run(input, workspace, out, /*exact=*/false, stream);
+}
+
+void DeviceMoeLayer::run(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out,
+                         bool exact, StreamHandle stream) const {
   const MoeLayerSpec& spec = weights_->spec;
   const int64_t k = spec.routing.num_slots();
   const auto from = [](auto* values, int64_t first) {
@@ -90,7 +93,7 @@ void DeviceMoeLayer::forward(const DeviceMoeInput& input, DeviceWorkspace& works
     part.topk_weights = from(input.topk_weights, begin * k);
     part.token_ids = from(input.token_ids, begin);
     DeviceForward(*weights_, options_, *plan_, exchange_.get(), *workspace.scratch_, stream)
-        .run(part, from(out, begin * spec.hidden_size));
+        .run(part, exact, from(out, begin * spec.hidden_size));
   }
 }
 
@@ -161,6 +164,8 @@ void DeviceMoeLayer::forward_host(const MoeInput& input, DeviceWorkspace& worksp
     part.physical_ids = input.physical_ids;
     part.token_ids = send(scratch.host_token_ids, input.token_ids, begin, count, 1);
     forward(part, workspace, scratch.host_out, stream.handle());
+    if (exchange_ != nullptr && exchange_->overflows(scratch, stream.handle()))
+      run(part, workspace, scratch.host_out, /*exact=*/true, stream.handle());
     device_->copy_out(out.data() + begin * h, scratch.host_out,
                       static_cast<size_t>(count * h) * sizeof(float), stream.handle());
     if (exchange_ != nullptr) {
@@ -169,6 +174,10 @@ void DeviceMoeLayer::forward_host(const MoeInput& input, DeviceWorkspace& worksp
       device_->synchronize(stream.handle());
     }
   }
+}
+
+int64_t DeviceMoeLayer::lost_tokens(DeviceWorkspace& workspace, StreamHandle stream) const {
+  return exchange_ == nullptr ? 0 : exchange_->lost_tokens(*workspace.scratch_, stream);
 }
 
 std::vector<int64_t> DeviceMoeLayer::last_tokens_per_expert(

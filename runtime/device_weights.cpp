@@ -26,9 +26,10 @@ DeviceBuffer upload(const std::shared_ptr<Device>& device, const Buffer<T>& valu
 
 DeviceWeights::IdMap upload_ids(const std::shared_ptr<Device>& device,
                                 const std::vector<int32_t>& slots,
-                                const std::vector<int32_t>& ranks) {
+                                const std::vector<int32_t>& ranks,
+                                const std::vector<int32_t>& ep_ranks) {
   return {upload(device, slots.data(), slots.size()), upload(device, ranks.data(), ranks.size()),
-          static_cast<int32_t>(slots.size())};
+          upload(device, ep_ranks.data(), ep_ranks.size()), static_cast<int32_t>(slots.size())};
 }
 
 void pack_matrix_tiles(const PackedLayout& layout, const DeviceMatrix& matrix,
@@ -142,14 +143,19 @@ DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeigh
 
   std::vector<int32_t> ranks(static_cast<size_t>(spec.num_experts));
   std::iota(ranks.begin(), ranks.end(), 0);
-  logical = upload_ids(device, experts.computed_slots(ep_rank), ranks);
+  std::vector<int32_t> ep_ranks;
+  for (int expert = 0; expert < spec.num_experts; ++expert)
+    ep_ranks.push_back(experts.computing_rank(expert));
+  logical = upload_ids(device, experts.computed_slots(ep_rank), ranks, ep_ranks);
   std::vector<int32_t> physical_slots;
+  std::vector<int32_t> owners;
   ranks.clear();
   for (int p = 0; p < experts.num_physical(); ++p) {
     physical_slots.push_back(experts.owner(p) == ep_rank ? experts.slot(p) : -1);
     ranks.push_back(experts.logical(p));
+    owners.push_back(experts.owner(p));
   }
-  physical = upload_ids(device, physical_slots, ranks);
+  physical = upload_ids(device, physical_slots, ranks, owners);
   device->synchronize(nullptr);  // the vectors above end here
 }
 

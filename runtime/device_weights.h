@@ -48,10 +48,12 @@ struct DeviceWeights {
   int64_t vocab = 0;
 
   /// Of logical ids, and of physical ones: slot or -1 (another rank computes it), and place in the
-  /// order of summation. Of several copies of an expert the first one computes.
+  /// order of summation; the EP rank that does compute it. Of several copies of an expert the first
+  /// one computes.
   struct IdMap {
     DeviceBuffer slot;
     DeviceBuffer rank;
+    DeviceBuffer ep_rank;  ///< that computes an id
     int32_t num_ids = 0;
   };
   IdMap logical;
