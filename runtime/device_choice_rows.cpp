@@ -29,7 +29,7 @@ void DeviceExchange::list_own_choices(const RoutedTokens& input, DeviceScratch& 
 
 ReturnedChoices DeviceExchange::return_choices(const float* y, const int32_t* choice_row,
                                                int64_t width, const DispatchedTokens& tokens,
-                                               const DeviceWeights::IdMap& ids,
+                                               const DeviceExperts::IdMap& ids,
                                                DeviceScratch& scratch, StreamHandle stream) {
   const Count count(*world_, bytes_.combine_sent, bytes_.combine_received, bytes_.collectives);
   Device& device = *world_->device();

@@ -17,7 +17,7 @@ struct RoutedTokens {
   const float* hidden_states = nullptr;  // [T, H]
   const int32_t* topk_ids = nullptr;     // [T, K]
   const float* topk_weights = nullptr;   // [T, K]
-  const DeviceWeights::IdMap* ids = nullptr;
+  const DeviceExperts::IdMap* ids = nullptr;
 };
 
 /// What a rank computes on after dispatch, in device memory, ordered by token group and token.
@@ -90,7 +90,7 @@ class DeviceExchange {
   /// @param y          [rows, width] of w2, for the tokens of the last dispatch
   /// @param choice_row [T', K] of RowPlan
   ReturnedChoices return_choices(const float* y, const int32_t* choice_row, int64_t width,
-                                 const DispatchedTokens& tokens, const DeviceWeights::IdMap& ids,
+                                 const DispatchedTokens& tokens, const DeviceExperts::IdMap& ids,
                                  DeviceScratch& scratch, StreamHandle stream);
   /// Collective, with combine ordered: shared experts' rows to the owners of the tokens.
   /// @param rows [group tokens, H] on the leading EP rank of a token group

@@ -21,7 +21,7 @@ std::span<std::byte> room_of(T* values, int64_t count) {
   return std::as_writable_bytes(std::span(values, static_cast<size_t>(count)));
 }
 
-inline IdRanks ranks_of(const DeviceWeights::IdMap& ids) {
+inline IdRanks ranks_of(const DeviceExperts::IdMap& ids) {
   return {ids.ep_rank.as<int32_t>(), ids.num_ids};
 }
 

@@ -32,10 +32,11 @@ DeviceRouting device_routing(const RoutingSpec& spec) {
           .shared_weight = spec.shared_weight};
 }
 
-DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                             const DeviceKernelPlan& kernel_plan, DeviceExchange* exchange,
-                             DeviceScratch& scratch, StreamHandle stream)
+DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceExperts& experts,
+                             const DeviceMoeOptions& options, const DeviceKernelPlan& kernel_plan,
+                             DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream)
     : weights_(weights),
+      experts_(experts),
       options_(options),
       kernel_plan_(kernel_plan),
       exchange_(exchange),
@@ -278,17 +279,17 @@ void DeviceForward::route(const DeviceMoeInput& input) {
 }
 
 void DeviceForward::plan(const DeviceMoeInput& input) {
-  const DeviceWeights::IdMap& ids = id_map(input);
+  const DeviceExperts::IdMap& ids = id_map(input);
   const int64_t choices = num_tokens_ * weights_.spec.routing.num_slots();
   gemm_ = options_.batch_invariant
               ? 2
-              : choose_gemm(choices, weights_.num_slots,
+              : choose_gemm(choices, experts_.num_slots,
                             kernel_plan_.rows8 ? PrefillKernels::kWgmma : kernel_plan_.prefill);
   plan_ = {.topk_ids = topk_ids_,
            .expert_to_slot = ids.slot.as<int32_t>(),
            .num_choices = choices,
            .num_ids = ids.num_ids,
-           .num_slots = static_cast<int32_t>(weights_.num_slots),
+           .num_slots = static_cast<int32_t>(experts_.num_slots),
            .tile_rows = static_cast<int32_t>(8 * kGemmColumns[static_cast<size_t>(gemm_)]),
            .chunk_rows = scratch_.chunk_rows,
            .choice_row = scratch_.choice_row,
@@ -334,7 +335,7 @@ void DeviceForward::run_routed(const DeviceMoeInput& input) {
     x = scratch_.expert_input;
   }
   const ExpertGemm common{
-      .slots = weights_.slots.data(),
+      .slots = experts_.slots.data(),
       .slot_stride = weights_.layout.stride_bytes,
       .tiles = scratch_.tiles,
       .totals = scratch_.totals,

@@ -16,9 +16,9 @@ DeviceRouting device_routing(const RoutingSpec& spec);
 class DeviceForward {
  public:
   /// @param exchange null for a single rank
-  DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                const DeviceKernelPlan& kernel_plan, DeviceExchange* exchange,
-                DeviceScratch& scratch, StreamHandle stream);
+  DeviceForward(const DeviceWeights& weights, const DeviceExperts& experts,
+                const DeviceMoeOptions& options, const DeviceKernelPlan& kernel_plan,
+                DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream);
 
   /// @param exact with exchange slots: room for all tokens all the same
   void run(const DeviceMoeInput& input, bool exact, float* out);
@@ -54,14 +54,15 @@ class DeviceForward {
   void run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout, const uint16_t* rows,
                  uint16_t* intermediate, float* y, int columns_index);
 
-  [[nodiscard]] const DeviceWeights::IdMap& id_map(const DeviceMoeInput& input) const noexcept {
-    return input.physical_ids ? weights_.physical : weights_.logical;
+  [[nodiscard]] const DeviceExperts::IdMap& id_map(const DeviceMoeInput& input) const noexcept {
+    return input.physical_ids ? experts_.physical : experts_.logical;
   }
   [[nodiscard]] bool runs_shared() const noexcept {
     return weights_.shared.size() > 0 && !options_.skip_shared_experts;
   }
 
   const DeviceWeights& weights_;
+  const DeviceExperts& experts_;
   const DeviceMoeOptions& options_;
   const DeviceKernelPlan& kernel_plan_;
   DeviceExchange* exchange_;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 
 namespace gantry GANTRY_API {
 
+struct DeviceExperts;
 struct DeviceWeights;
 struct DeviceScratch;
 struct DeviceKernelPlan;
@@ -126,6 +128,8 @@ class DeviceMoeLayer {
   [[nodiscard]] std::vector<int64_t> last_tokens_per_expert(const DeviceWorkspace& workspace) const;
 
   [[nodiscard]] const DeviceWeights& weights() const noexcept { return *weights_; }
+  /// The experts that forward calls compute with now: see StagedDeviceRebalance.
+  [[nodiscard]] std::shared_ptr<const DeviceExperts> experts() const;
   [[nodiscard]] const std::shared_ptr<Device>& device() const noexcept { return device_; }
   /// Between ranks, by all forward calls so far.
   [[nodiscard]] ExchangeBytes bytes_moved() const noexcept;
@@ -135,6 +139,8 @@ class DeviceMoeLayer {
   [[nodiscard]] const std::string& kernel_text() const noexcept;
 
  private:
+  friend class StagedDeviceRebalance;
+
   void run(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out, bool exact,
            StreamHandle stream) const;
   [[nodiscard]] int64_t check_groups(const DeviceMoeInput& input) const;
@@ -144,6 +150,9 @@ class DeviceMoeLayer {
   std::unique_ptr<DeviceWeights> weights_;
   std::unique_ptr<DeviceKernelPlan> plan_;
   std::unique_ptr<DeviceExchange> exchange_;  // null for a single rank
+  mutable std::mutex mutex_;                  // of what follows
+  std::shared_ptr<const DeviceExperts> experts_;
+  bool moving_ = false;  // a StagedDeviceRebalance is under way
 };
 
 }  // namespace gantry

@@ -5,10 +5,12 @@
 
 namespace gantry {
 
-DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                             const DeviceKernelPlan& plan, int64_t max_num_tokens)
+DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceExperts& experts,
+                             const DeviceMoeOptions& options, const DeviceKernelPlan& plan,
+                             int64_t max_num_tokens)
     : max_tokens(max_num_tokens),
       max_all(max_num_tokens * weights.parallel.dp_size),
+      num_slots(experts.num_slots),
       max_own(ceil_div(max_num_tokens, int64_t{weights.parallel.token_group_size()})) {
   const MoeLayerSpec& spec = weights.spec;
   const int64_t t = max_tokens;
@@ -21,7 +23,7 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceMoeOption
   const bool ordered = ranks.world_size() > 1 && options.exchange.combine == CombineOrder::kOrdered;
   const bool groups = ranks.dp_size > 1 || by_lists;  // tokens are not where the caller has them
   const int64_t shared_tokens = weights.shared.size() > 0 ? align_to(t, kTokenTile) : 0;
-  max_rows = RowPlan::max_rows(choices, weights.num_slots);
+  max_rows = RowPlan::max_rows(choices, num_slots);
 
   std::vector<std::function<void()>> slices;  // run when the memory is there
   int64_t end = 0;
@@ -75,10 +77,10 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceMoeOption
     slice(returned_shared, spec.shared.intermediate_size > 0 ? ranks.tp_size * max_own * h : 0);
   }
   const int64_t chunks = ceil_div(choices, int64_t{RowPlan::kChunk});
-  slice(chunk_rows, (chunks + 1) * weights.num_slots);
+  slice(chunk_rows, (chunks + 1) * num_slots);
   slice(choice_row, choices);
   slice(row_choice, max_rows);
-  slice(tiles, RowPlan::max_tiles(choices, weights.num_slots, kTokenTile));
+  slice(tiles, RowPlan::max_tiles(choices, num_slots, kTokenTile));
   slice(totals, 2);
   slice(rows, max_rows * weights.layout.w13.padded_k);
   slice(intermediate, max_rows * weights.layout.w13.padded_outputs());

@@ -14,11 +14,13 @@ namespace gantry {
 
 /// Where a forward call on a GPU works: slices of one piece of device memory. Internal.
 struct DeviceScratch {
-  DeviceScratch(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                const DeviceKernelPlan& plan, int64_t max_num_tokens);
+  DeviceScratch(const DeviceWeights& weights, const DeviceExperts& experts,
+                const DeviceMoeOptions& options, const DeviceKernelPlan& plan,
+                int64_t max_num_tokens);
 
   int64_t max_tokens;    ///< T: of a batch, or of a rank's token group
   int64_t max_all;       ///< of all token groups, which a rank may have to compute on
+  int64_t num_slots;     ///< at most
   int64_t max_own;       ///< that one rank owns
   int64_t max_rows = 0;  ///< of all experts, with padding
   DeviceBuffer memory;

@@ -39,6 +39,7 @@ INTERNAL_HEADERS = {
     "kernels/cuda/cuda_kernels.h",
     "kernels/cuda/device_kernels.h",
     "kernels/cuda/device_matrix.h",
+    "kernels/cuda/digest_kernel.h",
     "kernels/cuda/emulated_barriers.h",
     "kernels/cuda/emulated_block.h",
     "kernels/cuda/emulated_streams.h",
@@ -123,6 +124,7 @@ INTERNAL_HEADERS = {
     "runtime/layer_operands.h",
     "runtime/rank_results.h",
     "runtime/rms_norm.h",
+    "runtime/slot_transfer.h",
     "runtime/router.h",
 }
 

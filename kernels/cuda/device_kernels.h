@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/ceiling_kernels.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/digest_kernel.h"
 #include "kernels/cuda/exchange_kernels.h"
 #include "kernels/cuda/expert_gemm.h"
 #include "kernels/cuda/expert_rows_kernel.h"
@@ -50,6 +51,7 @@ struct DeviceKernels {
   KernelLaunch<GatherTokens> gather_tokens;
   KernelLaunch<SumReturnedRows> sum_returned;
   KernelLaunch<GatherChoiceRows> gather_choices;
+  KernelLaunch<DigestWords> digest_words;
   std::array<GemmLaunches, kNumDeviceElements> gemm;  ///< by DeviceElement
   /// e4m3 weights x e4m3 rows (ExpertGemm::x8), tiles of 128 tokens; null where a device has none.
   KernelLaunch<ExpertGemm> gemm_rows8 = nullptr;

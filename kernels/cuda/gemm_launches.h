@@ -59,6 +59,7 @@ DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>&
           .gather_tokens = launch_plain<Backend, GatherTokens>,
           .sum_returned = launch_plain<Backend, SumReturnedRows>,
           .gather_choices = launch_plain<Backend, GatherChoiceRows>,
+          .digest_words = launch_plain<Backend, DigestWords>,
           .gemm = gemm,
           .gemm_rows8 = nullptr,
           .read_memory = launch_plain<Backend, ReadMemory>,
