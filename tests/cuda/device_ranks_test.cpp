@@ -50,7 +50,7 @@ const Layout kLayouts[] = {
     {"tp 2 ep 2 dp 2 all_to_all",
      {.tp_size = 2, .ep_size = 2, .dp_size = 2},
      Placement::kLinear,
-     true,
+     false,
      {.kind = ExchangeKind::kAllToAll}},
     {"ep 3 all_to_all ordered",
      {.ep_size = 3},

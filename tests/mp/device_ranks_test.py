@@ -6,7 +6,7 @@ import pathlib
 import sys
 import unittest
 
-from launcher import lines_with, mpirun
+from launcher import lines_with, mpirun, run_tests
 
 GANTRY, GOLDEN, MPIRUN, DOUBLE = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 MIXTRAL = GOLDEN / "families" / "mixtral"
@@ -101,4 +101,4 @@ class DeviceRanksTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=sys.argv[:1])
+    run_tests(at_once=2)
