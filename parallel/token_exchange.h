@@ -219,7 +219,7 @@ class TokenExchange {
   std::span<const float> return_rows(std::span<const float> rows, int64_t width,
                                      std::span<const int64_t> send_rows,
                                      std::span<const int64_t> receive_rows,
-                                     ExchangeScratch& scratch);
+                                     ExchangeScratch& scratch, bool copies_own = true);
   void gather_over(int first, int count, std::span<const std::byte> own,
                    std::span<std::byte> receive, ExchangeScratch& scratch, int64_t& sent,
                    int64_t& received);

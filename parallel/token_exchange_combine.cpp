@@ -28,11 +28,12 @@ void add_row(const float* row, int64_t width, float* sum) {
 
 }  // namespace
 
-// Sends rows, which stand by owner, and returns those that came, which stand by sender.
+// Sends rows, which stand by owner, and returns those that came, which stand by sender. Without
+// copies_own this rank's own rows stay where they are: there is no row of theirs in the result.
 std::span<const float> TokenExchange::return_rows(std::span<const float> rows, int64_t width,
                                                   std::span<const int64_t> send_rows,
                                                   std::span<const int64_t> receive_rows,
-                                                  ExchangeScratch& scratch) {
+                                                  ExchangeScratch& scratch, bool copies_own) {
   const int64_t row_bytes = width * static_cast<int64_t>(sizeof(float));
   int64_t sent = 0;
   int64_t received = 0;
@@ -54,11 +55,32 @@ std::span<const float> TokenExchange::return_rows(std::span<const float> rows, i
   bytes_.combine_sent += sent * row_bytes - scratch.send_bytes_[self];
   bytes_.combine_received += received * row_bytes - scratch.receive_bytes_[self];
   ++bytes_.collectives;
-  world_->all_to_all(std::as_bytes(rows), scratch.send_bytes_, std::as_writable_bytes(returned),
-                     scratch.receive_bytes_);
   // Where the rows of each sender begin.
   std::exclusive_scan(receive_rows.begin(), receive_rows.end(), scratch.receive_cursor_.begin(),
                       int64_t{0});
+  if (copies_own) {
+    world_->all_to_all(std::as_bytes(rows), scratch.send_bytes_, std::as_writable_bytes(returned),
+                       scratch.receive_bytes_);
+    return returned;
+  }
+  scratch.send_parts_.clear();
+  scratch.receive_parts_.clear();
+  int64_t begin = 0;  // bytes
+  for (size_t rank = 0; rank < send_rows.size(); ++rank) {
+    const auto bytes = static_cast<size_t>(scratch.send_bytes_[rank]);
+    const auto to = static_cast<size_t>(scratch.receive_cursor_[rank] * row_bytes);
+    const auto expected = static_cast<size_t>(scratch.receive_bytes_[rank]);
+    if (rank != self) {
+      scratch.send_parts_.push_back(
+          {static_cast<int>(rank), std::as_bytes(rows).subspan(static_cast<size_t>(begin), bytes)});
+      scratch.receive_parts_.push_back(
+          {static_cast<int>(rank), std::as_writable_bytes(returned).subspan(to, expected)});
+    } else {
+      scratch.receive_cursor_[self] = begin / row_bytes;
+    }
+    begin += static_cast<int64_t>(bytes);
+  }
+  world_->send_receive(scratch.send_parts_, scratch.receive_parts_);
   return returned;
 }
 
@@ -78,14 +100,16 @@ void TokenExchange::reduce(std::span<const float> partial, int64_t width, std::s
                scratch.own_tokens_, width, own.size());
   if (options_.reduce == ReduceOrder::kNative) return reduce_natively(partial, width, own, scratch);
   const std::span<const float> rows =
-      return_rows(partial, width, scratch.received_, scratch.sent_, scratch);
+      return_rows(partial, width, scratch.received_, scratch.sent_, scratch, /*copies_own=*/false);
+  const auto self = static_cast<size_t>(config_.rank);
   for (int64_t token = 0; token < scratch.own_tokens_; ++token) {
     float* const sum = own.data() + token * width;
     bool first = true;
     for (const int32_t ep_rank : destinations(scratch, token)) {
       for (int64_t tp_rank = 0; tp_rank < config_.tp_size; ++tp_rank) {
         const auto rank = static_cast<size_t>(ep_rank * config_.tp_size + tp_rank);
-        const float* const row = rows.data() + scratch.receive_cursor_[rank]++ * width;
+        const float* const from = rank == self ? partial.data() : rows.data();
+        const float* const row = from + scratch.receive_cursor_[rank]++ * width;
         if (first) {
           set_row(row, width, sum);
         } else {

@@ -32,10 +32,11 @@ DeviceRouting device_routing(const RoutingSpec& spec) {
           .shared_weight = spec.shared_weight};
 }
 
-DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                             const DeviceKernelPlan& kernel_plan, DeviceExchange* exchange,
-                             DeviceScratch& scratch, StreamHandle stream)
+DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceExperts& experts,
+                             const DeviceMoeOptions& options, const DeviceKernelPlan& kernel_plan,
+                             DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream)
     : weights_(weights),
+      experts_(experts),
       options_(options),
       kernel_plan_(kernel_plan),
       exchange_(exchange),
@@ -44,8 +45,8 @@ DeviceForward::DeviceForward(const DeviceWeights& weights, const DeviceMoeOption
       attributes_(weights.device->attributes()),
       kernels_(weights.device->kernels()) {}
 
-void DeviceForward::run(const DeviceMoeInput& input, float* out) {
-  if (exchange_ != nullptr) return run_on_ranks(input, out);
+void DeviceForward::run(const DeviceMoeInput& input, bool exact, float* out) {
+  if (exchange_ != nullptr) return run_on_ranks(input, exact, out);
   num_tokens_ = input.num_tokens;
   if (num_tokens_ == 0) return;
   if (scratch_.side != nullptr) fork_shared(input);
@@ -61,22 +62,27 @@ void DeviceForward::run(const DeviceMoeInput& input, float* out) {
 }
 
 // Sums of ranks are made before what every rank can do for itself: identity experts, scale, norm.
-void DeviceForward::run_on_ranks(const DeviceMoeInput& input, float* out) {
+void DeviceForward::run_on_ranks(const DeviceMoeInput& input, bool exact, float* out) {
   const MoeLayerSpec& spec = weights_.spec;
   num_tokens_ = input.num_tokens;
   if (num_tokens_ > 0) route(input);
   const DispatchedTokens tokens =
-      exchange_->dispatch(input, topk_ids_, topk_weights_, scratch_, stream_);
+      exchange_->dispatch({input.hidden_states, topk_ids_, topk_weights_, &id_map(input)},
+                          input.num_tokens, input.group_tokens, exact, scratch_, stream_);
   after_kernel_ = false;  // the transport
-  if (tokens.num_tokens == 0) return;
+  if (!tokens.any) return;
   DeviceMoeInput computed = input;
   computed.num_tokens = tokens.num_tokens;
   computed.hidden_states = tokens.hidden_states;
+  if (exchange_->ordered()) return run_ordered(input, computed, tokens, out);
   topk_ids_ = tokens.topk_ids;
   topk_weights_ = tokens.topk_weights;
   float* partial = exchange_->sums_in_place() ? out : scratch_.partial;
-  run_partial(computed, tokens, partial);
-  exchange_->reduce(partial, tokens, scratch_, out, stream_);
+  if (tokens.num_tokens > 0) run_partial(computed, tokens, partial);
+  // With all_to_all no rank has every token, so the owner adds what is added once.
+  const bool owner_adds = exchange_->by_lists() && weights_.latent_out_bias.size() > 0;
+  exchange_->reduce(partial, tokens, owner_adds ? weights_.latent_out_bias.as<float>() : nullptr,
+                    scratch_, out, stream_);
   after_kernel_ = false;
   num_tokens_ = input.num_tokens;
   if (num_tokens_ == 0) return;
@@ -92,6 +98,61 @@ void DeviceForward::run_on_ranks(const DeviceMoeInput& input, float* out) {
                      attributes_, next());
   }
   normalize(out);
+}
+
+void DeviceForward::run_ordered(const DeviceMoeInput& input, const DeviceMoeInput& computed,
+                                const DispatchedTokens& tokens, float* out) {
+  const MoeLayerSpec& spec = weights_.spec;
+  const Slice own = exchange_->own_tokens();
+  const int64_t k = spec.routing.num_slots();
+  const int32_t* const ids = topk_ids_;
+  const float* const own_weights = topk_weights_;
+  topk_ids_ = tokens.topk_ids;
+  topk_weights_ = tokens.topk_weights;
+  if (tokens.num_tokens > 0) {
+    num_tokens_ = tokens.num_tokens;
+    plan(computed);
+    run_routed(computed);
+  }
+  const ReturnedChoices returned =
+      exchange_->return_choices(scratch_.y, scratch_.choice_row, spec.expert_hidden_size, tokens,
+                                id_map(input), scratch_, stream_);
+  after_kernel_ = false;
+  const float* shared = nullptr;
+  if (spec.shared.intermediate_size > 0 && !options_.skip_shared_experts) {
+    num_tokens_ = input.num_tokens;
+    if (num_tokens_ > 0) run_shared(input);
+    shared = exchange_->return_shared(scratch_.shared_y, scratch_, stream_);
+    after_kernel_ = false;
+  }
+  num_tokens_ = own.size();
+  if (num_tokens_ > 0) {
+    const float* x = input.hidden_states + own.begin * spec.hidden_size;
+    topk_ids_ = ids + own.begin * k;
+    topk_weights_ = own_weights + own.begin * k;
+    CombineRows sums = routed_sums(input, spec.hidden_size, scratch_.own_sum);
+    sums.y = returned.y;
+    sums.choice_row = returned.choice_row;
+    if (spec.has_latent()) {
+      project_latent(sums, weights_.latent_out_bias);
+      sums.base = base_;
+      sums.y = nullptr;
+    }
+    if (identity_ != nullptr) sums.identity = identity_ + own.begin;
+    sums.x = x;
+    sums.shared = shared;
+    if (shared != nullptr && weights_.shared_gate.size() > 0) {
+      linear(x, weights_.shared_gate, {}, scratch_.gate, 1, spec.hidden_size,
+             LinearEpilogue::kSigmoid);
+      sums.gate = scratch_.gate;
+    }
+    sums.scale = spec.output_scale;
+    kernels_.combine(sums, attributes_, next());
+  }
+  exchange_->gather_group(scratch_.own_sum, out, stream_);
+  after_kernel_ = false;
+  num_tokens_ = input.num_tokens;
+  if (num_tokens_ > 0) normalize(out);
 }
 
 CombineRows DeviceForward::routed_sums(const DeviceMoeInput& input, int64_t n, float* out) const {
@@ -218,17 +279,17 @@ void DeviceForward::route(const DeviceMoeInput& input) {
 }
 
 void DeviceForward::plan(const DeviceMoeInput& input) {
-  const DeviceWeights::IdMap& ids = id_map(input);
+  const DeviceExperts::IdMap& ids = id_map(input);
   const int64_t choices = num_tokens_ * weights_.spec.routing.num_slots();
   gemm_ = options_.batch_invariant
               ? 2
-              : choose_gemm(choices, weights_.num_slots,
+              : choose_gemm(choices, experts_.num_slots,
                             kernel_plan_.rows8 ? PrefillKernels::kWgmma : kernel_plan_.prefill);
   plan_ = {.topk_ids = topk_ids_,
            .expert_to_slot = ids.slot.as<int32_t>(),
            .num_choices = choices,
            .num_ids = ids.num_ids,
-           .num_slots = static_cast<int32_t>(weights_.num_slots),
+           .num_slots = static_cast<int32_t>(experts_.num_slots),
            .tile_rows = static_cast<int32_t>(8 * kGemmColumns[static_cast<size_t>(gemm_)]),
            .chunk_rows = scratch_.chunk_rows,
            .choice_row = scratch_.choice_row,
@@ -244,6 +305,29 @@ void DeviceForward::plan(const DeviceMoeInput& input) {
 
 void DeviceForward::run_experts(const DeviceMoeInput& input) {
   const MoeLayerSpec& spec = weights_.spec;
+  run_routed(input);
+  if (!spec.has_latent()) return;
+  // The projection is linear, so it may be applied to partial sums; its bias is added once.
+  static const DeviceBuffer kNone;
+  const bool adds_bias =
+      weights_.parallel.rank == 0 && (exchange_ == nullptr || !exchange_->by_lists());
+  project_latent(routed_sums(input, spec.expert_hidden_size, scratch_.latent_sum),
+                 adds_bias ? weights_.latent_out_bias : kNone);
+}
+
+void DeviceForward::project_latent(const CombineRows& sums, const DeviceBuffer& bias) {
+  const MoeLayerSpec& spec = weights_.spec;
+  CombineRows narrow = sums;
+  narrow.n = spec.expert_hidden_size;
+  narrow.out = scratch_.latent_sum;
+  kernels_.combine(narrow, attributes_, next());
+  linear(scratch_.latent_sum, weights_.latent_out, bias, scratch_.base, spec.hidden_size,
+         spec.expert_hidden_size);
+  base_ = scratch_.base;
+}
+
+void DeviceForward::run_routed(const DeviceMoeInput& input) {
+  const MoeLayerSpec& spec = weights_.spec;
   const float* x = input.hidden_states;
   if (spec.has_latent()) {
     linear(x, weights_.latent_in, weights_.latent_in_bias, scratch_.expert_input,
@@ -251,7 +335,7 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
     x = scratch_.expert_input;
   }
   const ExpertGemm common{
-      .slots = weights_.slots.data(),
+      .slots = experts_.slots.data(),
       .slot_stride = weights_.layout.stride_bytes,
       .tiles = scratch_.tiles,
       .totals = scratch_.totals,
@@ -262,15 +346,6 @@ void DeviceForward::run_experts(const DeviceMoeInput& input) {
   } else {
     run_routed_rows16(common, x);
   }
-  if (!spec.has_latent()) return;
-  kernels_.combine(routed_sums(input, spec.expert_hidden_size, scratch_.latent_sum), attributes_,
-                   next());
-  // The projection is linear, so it may be applied to partial sums; its bias is added once.
-  static const DeviceBuffer kNone;
-  linear(scratch_.latent_sum, weights_.latent_out,
-         weights_.parallel.rank == 0 ? weights_.latent_out_bias : kNone, scratch_.base,
-         spec.hidden_size, spec.expert_hidden_size);
-  base_ = scratch_.base;
 }
 
 void DeviceForward::run_routed_rows16(const ExpertGemm& common, const float* x) {

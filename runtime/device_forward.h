@@ -16,20 +16,27 @@ DeviceRouting device_routing(const RoutingSpec& spec);
 class DeviceForward {
  public:
   /// @param exchange null for a single rank
-  DeviceForward(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                const DeviceKernelPlan& kernel_plan, DeviceExchange* exchange,
-                DeviceScratch& scratch, StreamHandle stream);
+  DeviceForward(const DeviceWeights& weights, const DeviceExperts& experts,
+                const DeviceMoeOptions& options, const DeviceKernelPlan& kernel_plan,
+                DeviceExchange* exchange, DeviceScratch& scratch, StreamHandle stream);
 
-  void run(const DeviceMoeInput& input, float* out);
+  /// @param exact with exchange slots: room for all tokens all the same
+  void run(const DeviceMoeInput& input, bool exact, float* out);
 
  private:
-  void run_on_ranks(const DeviceMoeInput& input, float* out);
+  void run_on_ranks(const DeviceMoeInput& input, bool exact, float* out);
+  /// Rows of single choices, added by the owners of the tokens as a single rank does.
+  void run_ordered(const DeviceMoeInput& input, const DeviceMoeInput& computed,
+                   const DispatchedTokens& tokens, float* out);
   /// This rank's part of the sums of every token that it computes on, [T', H].
   void run_partial(const DeviceMoeInput& computed, const DispatchedTokens& tokens, float* partial);
   void normalize(float* out);
   void route(const DeviceMoeInput& input);
   void plan(const DeviceMoeInput& input);
   void run_experts(const DeviceMoeInput& input);
+  void run_routed(const DeviceMoeInput& input);
+  /// The routed sum of a layer with a latent projection, into base_. @param bias [H] or none
+  void project_latent(const CombineRows& sums, const DeviceBuffer& bias);
   /// Shared experts go to the workspace's own stream, which begins and ends with this one.
   void fork_shared(const DeviceMoeInput& input);
   void join_shared();
@@ -47,14 +54,15 @@ class DeviceForward {
   void run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout, const uint16_t* rows,
                  uint16_t* intermediate, float* y, int columns_index);
 
-  [[nodiscard]] const DeviceWeights::IdMap& id_map(const DeviceMoeInput& input) const noexcept {
-    return input.physical_ids ? weights_.physical : weights_.logical;
+  [[nodiscard]] const DeviceExperts::IdMap& id_map(const DeviceMoeInput& input) const noexcept {
+    return input.physical_ids ? experts_.physical : experts_.logical;
   }
   [[nodiscard]] bool runs_shared() const noexcept {
     return weights_.shared.size() > 0 && !options_.skip_shared_experts;
   }
 
   const DeviceWeights& weights_;
+  const DeviceExperts& experts_;
   const DeviceMoeOptions& options_;
   const DeviceKernelPlan& kernel_plan_;
   DeviceExchange* exchange_;

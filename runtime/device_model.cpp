@@ -16,12 +16,6 @@ void check_exchange(const MoeLayerWeights& weights, const FusedMoeOptions& optio
   const auto check = [&](bool possible, std::string_view what) {
     GANTRY_CHECK(possible, ErrorCode::kUnsupported, "layer {}: GPUs: {}", weights.spec.layer, what);
   };
-  check(options.exchange.kind != ExchangeKind::kAllToAll,
-        "all_to_all needs to know on the host how many tokens go where; GPUs run "
-        "allgather_reducescatter, whose sizes are fixed");
-  check(options.exchange.combine == CombineOrder::kRank,
-        "combine ordered needs one row a choice of other ranks; GPUs add sums of ranks");
-  check(options.exchange.slots == 0, "slots belong to messages of all_to_all and of the host");
   check(!options.no_reduce, "no-reduce is for engines, which call DeviceMoeLayer themselves");
 }
 
@@ -39,6 +33,7 @@ void run_layer_on_device(const MoeLayerWeights& weights, const ExpertMap& expert
   }
   DeviceMoeOptions own = ranks.device_options;
   own.threads = options.threads;
+  own.exchange = options.exchange;
   own.skip_shared_experts = options.skip_shared_experts;
   own.batch_invariant = own.batch_invariant || options.batch_invariant;
   const DeviceMoeLayer moe(ranks.device, weights, experts, own, device_world.get());

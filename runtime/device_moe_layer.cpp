@@ -30,7 +30,9 @@ DeviceMoeLayer::DeviceMoeLayer(std::shared_ptr<Device> device, const MoeLayerWei
     : device_(std::move(device)),
       options_(std::move(options)),
       weights_(std::make_unique<DeviceWeights>(device_, weights, experts, options_.threads)),
-      plan_(std::make_unique<DeviceKernelPlan>(plan_device_kernels(*weights_, options_))) {
+      plan_(std::make_unique<DeviceKernelPlan>(plan_device_kernels(*weights_, options_))),
+      experts_(weights_->experts) {
+  weights_->experts.reset();  // from now on the layer's, which may replace them
   log(LogLevel::kInfo, "layer {}: {} (sm_{}): {}", weights_->spec.layer, device_->attributes().name,
       device_->attributes().compute_capability, plan_->text);
   const ParallelConfig& parallel = weights.parallel;
@@ -38,15 +40,18 @@ DeviceMoeLayer::DeviceMoeLayer(std::shared_ptr<Device> device, const MoeLayerWei
   GANTRY_CHECK(world != nullptr, ErrorCode::kInvalidArgument,
                "layer {}: {} needs a device communicator, found none", weights.spec.layer,
                describe(parallel));
-  exchange_ =
-      std::make_unique<DeviceExchange>(parallel, *world, options_.reduce, weights.spec.hidden_size,
-                                       weights.spec.routing.num_slots());
+  exchange_ = std::make_unique<DeviceExchange>(*weights_, options_, *world);
 }
 
 DeviceMoeLayer::~DeviceMoeLayer() = default;
 
 int64_t DeviceMoeLayer::weight_bytes() const noexcept {
-  return static_cast<int64_t>(weights_->slots.size() + weights_->shared.size());
+  return static_cast<int64_t>(experts()->slots.size() + weights_->shared.size());
+}
+
+std::shared_ptr<const DeviceExperts> DeviceMoeLayer::experts() const {
+  const std::scoped_lock lock(mutex_);
+  return experts_;
 }
 
 const std::string& DeviceMoeLayer::kernel_text() const noexcept { return plan_->text; }
@@ -55,7 +60,7 @@ DeviceWorkspace DeviceMoeLayer::make_workspace(int64_t max_num_tokens) const {
   GANTRY_CHECK(max_num_tokens > 0, ErrorCode::kInvalidArgument,
                "max_num_tokens: expected at least 1, found {}", max_num_tokens);
   if (exchange_ != nullptr) exchange_->reserve(max_num_tokens);
-  return {std::make_unique<DeviceScratch>(*weights_, options_, *plan_, max_num_tokens),
+  return {std::make_unique<DeviceScratch>(*weights_, *experts(), options_, *plan_, max_num_tokens),
           max_num_tokens};
 }
 
@@ -65,12 +70,21 @@ ExchangeBytes DeviceMoeLayer::bytes_moved() const noexcept {
 
 void DeviceMoeLayer::forward(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out,
                              StreamHandle stream) const {
+  run(input, workspace, out, /*exact=*/false, stream);
+}
+
+void DeviceMoeLayer::run(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out,
+                         bool exact, StreamHandle stream) const {
   const MoeLayerSpec& spec = weights_->spec;
   const int64_t k = spec.routing.num_slots();
   const auto from = [](auto* values, int64_t first) {
     return values == nullptr ? values : values + first;
   };
   std::vector<int64_t>& group_tokens = workspace.scratch_->group_tokens;
+  const std::shared_ptr<const DeviceExperts> experts = this->experts();
+  GANTRY_CHECK(experts->num_slots <= workspace.scratch_->num_slots, ErrorCode::kInvalidArgument,
+               "layer {}: the workspace was made for {} expert slots, the rank now has {}",
+               spec.layer, workspace.scratch_->num_slots, experts->num_slots);
   const int64_t longest = check_groups(input);
   for (int64_t chunk = 0; chunk < longest; chunk += workspace.max_num_tokens_) {
     const auto in_chunk = [&](int64_t tokens) {
@@ -89,8 +103,9 @@ void DeviceMoeLayer::forward(const DeviceMoeInput& input, DeviceWorkspace& works
     part.topk_ids = from(input.topk_ids, begin * k);
     part.topk_weights = from(input.topk_weights, begin * k);
     part.token_ids = from(input.token_ids, begin);
-    DeviceForward(*weights_, options_, *plan_, exchange_.get(), *workspace.scratch_, stream)
-        .run(part, from(out, begin * spec.hidden_size));
+    DeviceForward(*weights_, *experts, options_, *plan_, exchange_.get(), *workspace.scratch_,
+                  stream)
+        .run(part, exact, from(out, begin * spec.hidden_size));
   }
 }
 
@@ -161,6 +176,8 @@ void DeviceMoeLayer::forward_host(const MoeInput& input, DeviceWorkspace& worksp
     part.physical_ids = input.physical_ids;
     part.token_ids = send(scratch.host_token_ids, input.token_ids, begin, count, 1);
     forward(part, workspace, scratch.host_out, stream.handle());
+    if (exchange_ != nullptr && exchange_->overflows(scratch, stream.handle()))
+      run(part, workspace, scratch.host_out, /*exact=*/true, stream.handle());
     device_->copy_out(out.data() + begin * h, scratch.host_out,
                       static_cast<size_t>(count * h) * sizeof(float), stream.handle());
     if (exchange_ != nullptr) {
@@ -169,6 +186,10 @@ void DeviceMoeLayer::forward_host(const MoeInput& input, DeviceWorkspace& worksp
       device_->synchronize(stream.handle());
     }
   }
+}
+
+int64_t DeviceMoeLayer::lost_tokens(DeviceWorkspace& workspace, StreamHandle stream) const {
+  return exchange_ == nullptr ? 0 : exchange_->lost_tokens(*workspace.scratch_, stream);
 }
 
 std::vector<int64_t> DeviceMoeLayer::last_tokens_per_expert(

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -9,10 +10,12 @@
 #include "kernels/base/export.h"
 #include "kernels/cuda/device.h"
 #include "parallel/device_communicator.h"
+#include "parallel/exchange_options.h"
 #include "runtime/fused_moe_layer.h"
 
 namespace gantry GANTRY_API {
 
+struct DeviceExperts;
 struct DeviceWeights;
 struct DeviceScratch;
 struct DeviceKernelPlan;
@@ -31,8 +34,11 @@ struct DeviceMoeOptions {
   bool generic_kernels = false;
   /// One GEMM kernel whatever the batch, so that a row's bits do not depend on its batch.
   bool batch_invariant = false;
-  /// How ranks' sums are added. The same on all ranks.
+  /// How ranks' sums are added. The same on all ranks, as what follows.
   SumOrder reduce = SumOrder::kRank;
+  /// How tokens and rows move. kAuto is allgather_reducescatter, in which no host waits; all_to_all
+  /// waits once a batch unless it has slots, combine ordered always. `exchange.reduce` is not read.
+  ExchangeOptions exchange{};
 };
 
 /// A batch in GPU memory, with as much of its routing as the caller has; null is what it has not.
@@ -71,9 +77,9 @@ class DeviceWorkspace {
 /// One MoE layer of one rank on a GPU: the same function as FusedMoeLayer, with bf16 rows (f16 rows
 /// where the weights are f16).
 ///
-/// With several ranks tokens move as in allgather_reducescatter: every rank computes its experts'
-/// (and its TP shard's) part of every token, and the parts are added in rank order, or as the
-/// transport does it. Of several copies of an expert the first one computes.
+/// With several ranks tokens move as DeviceMoeOptions::exchange says. Sums of ranks are added in
+/// rank order, or as the transport does it, or, ordered, expert by expert as on a single rank. Of
+/// several copies of an expert the first one computes.
 ///
 /// Inputs of the experts and what is between their GEMMs are rounded to bf16; everything else is
 /// f32. A token's expert outputs are added in ascending logical expert id. The same input gives the
@@ -100,7 +106,9 @@ class DeviceMoeLayer {
   [[nodiscard]] DeviceWorkspace make_workspace(int64_t max_num_tokens) const;
 
   /// Enqueues one batch and returns. Allocates nothing, waits for nothing, so it may be captured
-  /// into a CUDA graph; with several ranks only where their communicator does not wait.
+  /// into a CUDA graph; with several ranks only where neither their communicator nor their exchange
+  /// waits. With slots, a token that some message has no room for becomes a row of NaN on its whole
+  /// token group: see lost_tokens().
   /// @param out [T, H] f32 on the device, written; must not overlap the input
   void forward(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out,
                StreamHandle stream) const;
@@ -110,11 +118,18 @@ class DeviceMoeLayer {
   /// @throws Error kInvalidArgument as FusedMoeLayer::forward does
   void forward_host(const MoeInput& input, DeviceWorkspace& workspace, std::span<float> out) const;
 
+  /// With exchange slots: by how many tokens the fullest message of this rank was too full in the
+  /// last (chunk of a) batch of forward(). Waits for the stream. forward_host() runs such a batch
+  /// again with as much room as it needs.
+  [[nodiscard]] int64_t lost_tokens(DeviceWorkspace& workspace, StreamHandle stream) const;
+
   /// Rows of each logical expert in the last (chunk of a) batch of a workspace whose stream is
   /// idle; zeros after a batch of physical ids, and on TP ranks but the first.
   [[nodiscard]] std::vector<int64_t> last_tokens_per_expert(const DeviceWorkspace& workspace) const;
 
   [[nodiscard]] const DeviceWeights& weights() const noexcept { return *weights_; }
+  /// The experts that forward calls compute with now: see StagedDeviceRebalance.
+  [[nodiscard]] std::shared_ptr<const DeviceExperts> experts() const;
   [[nodiscard]] const std::shared_ptr<Device>& device() const noexcept { return device_; }
   /// Between ranks, by all forward calls so far.
   [[nodiscard]] ExchangeBytes bytes_moved() const noexcept;
@@ -124,6 +139,10 @@ class DeviceMoeLayer {
   [[nodiscard]] const std::string& kernel_text() const noexcept;
 
  private:
+  friend class StagedDeviceRebalance;
+
+  void run(const DeviceMoeInput& input, DeviceWorkspace& workspace, float* out, bool exact,
+           StreamHandle stream) const;
   [[nodiscard]] int64_t check_groups(const DeviceMoeInput& input) const;
 
   std::shared_ptr<Device> device_;
@@ -131,6 +150,9 @@ class DeviceMoeLayer {
   std::unique_ptr<DeviceWeights> weights_;
   std::unique_ptr<DeviceKernelPlan> plan_;
   std::unique_ptr<DeviceExchange> exchange_;  // null for a single rank
+  mutable std::mutex mutex_;                  // of what follows
+  std::shared_ptr<const DeviceExperts> experts_;
+  bool moving_ = false;  // a StagedDeviceRebalance is under way
 };
 
 }  // namespace gantry

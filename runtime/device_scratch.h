@@ -14,11 +14,14 @@ namespace gantry {
 
 /// Where a forward call on a GPU works: slices of one piece of device memory. Internal.
 struct DeviceScratch {
-  DeviceScratch(const DeviceWeights& weights, const DeviceMoeOptions& options,
-                const DeviceKernelPlan& plan, int64_t max_num_tokens);
+  DeviceScratch(const DeviceWeights& weights, const DeviceExperts& experts,
+                const DeviceMoeOptions& options, const DeviceKernelPlan& plan,
+                int64_t max_num_tokens);
 
   int64_t max_tokens;    ///< T: of a batch, or of a rank's token group
   int64_t max_all;       ///< of all token groups, which a rank may have to compute on
+  int64_t num_slots;     ///< at most
+  int64_t max_own;       ///< that one rank owns
   int64_t max_rows = 0;  ///< of all experts, with padding
   DeviceBuffer memory;
 
@@ -38,6 +41,22 @@ struct DeviceScratch {
   float* partial = nullptr;         // [all, H] this rank's sums
   float* own_sum = nullptr;         // [own, H]
   int64_t* token_counts = nullptr;  // [ranks]
+  // all_to_all: lists of RankLists, for every EP rank and for every rank of the token group
+  int32_t* lists = nullptr;        // [lists, own]
+  int32_t* list_rows = nullptr;    // [ep_size, own]
+  int32_t* list_counts = nullptr;  // [lists]
+  int32_t* lost = nullptr;         // [ep_size]
+  int32_t* pair_counts = nullptr;  // [2, ep_size], then [2, ranks]
+  float* send_x = nullptr;         // [ep_size, own, H]
+  int32_t* send_ids = nullptr;     // [ep_size, own, K]
+  float* send_weights = nullptr;   // [ep_size, own, K]
+  float* returned = nullptr;       // [ranks, own, H]; ordered: [tp_size, rows, He]
+  // Combine ordered
+  RowPlan own_choices{};             // of the own tokens, by EP rank
+  int32_t* choice_list = nullptr;    // [all, K]
+  int32_t* choice_count = nullptr;   // [1]
+  float* choice_rows = nullptr;      // [all, K, He] at most
+  float* returned_shared = nullptr;  // [tp_size, own, H]
   // Routed experts
   int32_t* chunk_rows = nullptr;
   int32_t* choice_row = nullptr;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 #include <string_view>
+#include <utility>
 
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
@@ -24,11 +25,12 @@ DeviceBuffer upload(const std::shared_ptr<Device>& device, const Buffer<T>& valu
   return upload(device, values.data(), values.size());
 }
 
-DeviceWeights::IdMap upload_ids(const std::shared_ptr<Device>& device,
+DeviceExperts::IdMap upload_ids(const std::shared_ptr<Device>& device,
                                 const std::vector<int32_t>& slots,
-                                const std::vector<int32_t>& ranks) {
+                                const std::vector<int32_t>& ranks,
+                                const std::vector<int32_t>& ep_ranks) {
   return {upload(device, slots.data(), slots.size()), upload(device, ranks.data(), ranks.size()),
-          static_cast<int32_t>(slots.size())};
+          upload(device, ep_ranks.data(), ep_ranks.size()), static_cast<int32_t>(slots.size())};
 }
 
 void pack_matrix_tiles(const PackedLayout& layout, const DeviceMatrix& matrix,
@@ -104,23 +106,46 @@ void check_supported(const MoeLayerWeights& weights) {
 
 }  // namespace
 
+DeviceExperts::DeviceExperts(const std::shared_ptr<Device>& device, ExpertMap experts, int ep_rank,
+                             DeviceBuffer memory)
+    : map(std::move(experts)), num_slots(map.num_slots(ep_rank)), slots(std::move(memory)) {
+  std::vector<int32_t> order(static_cast<size_t>(map.num_experts()));
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<int32_t> ep_ranks;
+  for (int expert = 0; expert < map.num_experts(); ++expert)
+    ep_ranks.push_back(map.computing_rank(expert));
+  const std::vector<int32_t> computed = map.computed_slots(ep_rank);
+  logical = upload_ids(device, computed, order, ep_ranks);
+  std::vector<int32_t> physical_slots;
+  std::vector<int32_t> owners;
+  std::vector<int32_t> logical_of;
+  for (int p = 0; p < map.num_physical(); ++p) {
+    physical_slots.push_back(map.owner(p) == ep_rank ? map.slot(p) : -1);
+    logical_of.push_back(map.logical(p));
+    owners.push_back(map.owner(p));
+  }
+  physical = upload_ids(device, physical_slots, logical_of, owners);
+  device->synchronize(nullptr);  // the vectors above end here
+}
+
 DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeights& weights,
-                             const ExpertMap& experts, const Threads& threads)
+                             const ExpertMap& map, const Threads& threads)
     : device(std::move(target)),
       spec(weights.spec),
       activations(weights.activations),
-      parallel(weights.parallel),
-      num_slots(weights.num_slots) {
+      parallel(weights.parallel) {
   check_supported(weights);
   const int ep_rank = parallel.ep_rank();
-  GANTRY_CHECK(experts.num_experts() == spec.num_experts && experts.ep_size() == parallel.ep_size &&
-                   experts.num_slots(ep_rank) == num_slots,
+  GANTRY_CHECK(map.num_experts() == spec.num_experts && map.ep_size() == parallel.ep_size &&
+                   map.num_slots(ep_rank) == weights.num_slots,
                ErrorCode::kInvalidArgument, "layer {}: weights were loaded for another expert map",
                spec.layer);
   layout = layout_of(weights.layout, spec.layer, "experts");
   const bool adds_w2_bias = parallel.tp_rank() == 0;
-  slots = upload_slots(device, weights.layout, layout, weights.slots.data(), num_slots,
-                       adds_w2_bias, threads);
+  experts = std::make_shared<const DeviceExperts>(
+      device, map, ep_rank,
+      upload_slots(device, weights.layout, layout, weights.slots.data(), weights.num_slots,
+                   adds_w2_bias, threads));
   if (weights.shared.size() > 0) {
     shared_layout = layout_of(weights.shared_layout, spec.layer, "shared experts");
     shared = upload_slots(device, weights.shared_layout, shared_layout, weights.shared.data(), 1,
@@ -139,18 +164,7 @@ DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeigh
   latent_out = upload(device, weights.latent_out);
   latent_in_bias = upload(device, weights.latent_in_bias);
   latent_out_bias = upload(device, weights.latent_out_bias);
-
-  std::vector<int32_t> ranks(static_cast<size_t>(spec.num_experts));
-  std::iota(ranks.begin(), ranks.end(), 0);
-  logical = upload_ids(device, experts.computed_slots(ep_rank), ranks);
-  std::vector<int32_t> physical_slots;
-  ranks.clear();
-  for (int p = 0; p < experts.num_physical(); ++p) {
-    physical_slots.push_back(experts.owner(p) == ep_rank ? experts.slot(p) : -1);
-    ranks.push_back(experts.logical(p));
-  }
-  physical = upload_ids(device, physical_slots, ranks);
-  device->synchronize(nullptr);  // the vectors above end here
+  device->synchronize(nullptr);
 }
 
 }  // namespace gantry

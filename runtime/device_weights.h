@@ -14,6 +14,29 @@
 
 namespace gantry GANTRY_API {
 
+/// The experts of a rank in GPU memory: what a rebalance replaces. Made once, then only read.
+struct DeviceExperts {
+  /// @param slots those of `map` on `ep_rank`, in its order
+  DeviceExperts(const std::shared_ptr<Device>& device, ExpertMap map, int ep_rank,
+                DeviceBuffer slots);
+
+  ExpertMap map;
+  int64_t num_slots;  ///< L
+  DeviceBuffer slots;
+
+  /// Of logical ids, and of physical ones: slot or -1 (another rank computes it), place in the
+  /// order of summation; the EP rank that does compute it. Of several copies of an expert the first
+  /// one computes.
+  struct IdMap {
+    DeviceBuffer slot;
+    DeviceBuffer rank;
+    DeviceBuffer ep_rank;  ///< that computes an id
+    int32_t num_ids = 0;
+  };
+  IdMap logical;
+  IdMap physical;
+};
+
 /// One MoE layer of one rank in GPU memory: its slots in the order of DeviceSlotLayout, and the
 /// small tensors beside them. Made once, then only read.
 struct DeviceWeights {
@@ -26,9 +49,8 @@ struct DeviceWeights {
   MoeLayerSpec spec;
   ActivationScheme activations;  ///< what the checkpoint declares for the routed experts' inputs
   ParallelConfig parallel;
-  int64_t num_slots = 0;  ///< L
   DeviceSlotLayout layout;
-  DeviceBuffer slots;
+  std::shared_ptr<const DeviceExperts> experts;  ///< as loaded
   DeviceSlotLayout shared_layout;
   DeviceBuffer shared;  ///< one slot, or empty
 
@@ -46,16 +68,6 @@ struct DeviceWeights {
   DeviceBuffer latent_in_bias;
   DeviceBuffer latent_out_bias;
   int64_t vocab = 0;
-
-  /// Of logical ids, and of physical ones: slot or -1 (another rank computes it), and place in the
-  /// order of summation. Of several copies of an expert the first one computes.
-  struct IdMap {
-    DeviceBuffer slot;
-    DeviceBuffer rank;
-    int32_t num_ids = 0;
-  };
-  IdMap logical;
-  IdMap physical;
 };
 
 }  // namespace gantry

@@ -17,19 +17,10 @@
 #include "parallel/digest.h"
 #include "parallel/rank_vote.h"
 #include "runtime/layer_operands.h"
+#include "runtime/slot_transfer.h"
 
 namespace gantry {
 namespace {
-
-Digest digest_of_map(const ExpertMap& map) {
-  std::vector<int32_t> words = {map.num_experts(), map.ep_size()};
-  for (int rank = 0; rank < map.ep_size(); ++rank) {
-    words.push_back(map.num_slots(rank));
-    const auto slots = map.slot_to_logical(rank);
-    words.insert(words.end(), slots.begin(), slots.end());
-  }
-  return digest_of(std::as_bytes(std::span(words)));
-}
 
 Digest digest_of_layout(const SlotLayout& layout) {
   const InputTransforms& transforms = layout.transforms;
@@ -81,165 +72,60 @@ MoeLayerWeights with_slots(const MoeLayerWeights& weights, ByteBuffer new_slots,
           .shared = std::move(new_shared)};
 }
 
-// What all ranks must have in common; the layout only TP ranks of the same shard.
-struct Agreement {
-  Digest old_map;
-  Digest new_map;
-  Digest layout;
-  int32_t layer = 0;
-  int32_t tp_rank = 0;
-};
-
-// Collective. What another rank sees differently, if any does.
-std::optional<RankProblem> disagreement(const LayerOperands& before, const ExpertMap& new_map,
-                                        Communicator& world) {
-  const Agreement own{.old_map = digest_of_map(before.experts),
-                      .new_map = digest_of_map(new_map),
-                      .layout = digest_of_layout(before.weights.layout),
-                      .layer = before.weights.spec.layer,
-                      .tp_rank = before.weights.parallel.tp_rank()};
-  const std::vector<Agreement> all = gather_values(world, own);
-  for (size_t rank = 0; rank < all.size(); ++rank) {
-    const Agreement& other = all[rank];
-    std::string difference;
-    if (other.tp_rank == own.tp_rank && other.layout != own.layout) difference = "slot layout";
-    if (other.new_map != own.new_map) difference = "new map";
-    if (other.old_map != own.old_map) difference = "current map";
-    if (other.layer != own.layer) difference = "layer";
-    if (difference.empty()) continue;
-    return RankProblem{ErrorCode::kInvalidArgument,
-                       fmt::format("rank {} has another {}", rank, difference)};
-  }
-  return std::nullopt;
-}
-
-// Moves one rank's slots into new memory.
-class SlotTransfer {
+// Slots in host memory.
+class HostSlots final : public SlotMemory {
  public:
-  SlotTransfer(const MoeLayerWeights& weights, const MovePlan& plan, std::byte* new_slots,
-               RebalanceStats& stats)
+  HostSlots(const MoeLayerWeights& weights, std::byte* new_slots, Communicator& world)
       : weights_(weights),
-        plan_(plan),
-        ep_rank_(weights.parallel.ep_rank()),
         stride_(weights.layout.stride_bytes),
         new_slots_(new_slots),
-        stats_(stats) {}
+        world_(world),
+        send_bytes_(static_cast<size_t>(world.size())),
+        receive_bytes_(send_bytes_.size()) {}
 
-  // From old slots of this rank.
-  void copy_old() {
-    for (const SlotMove& move : plan_.copies) {
-      if (move.to_rank != ep_rank_) continue;
-      copy(new_slot(move.to_slot), old_slot(move.from_slot).data());
-      ++(move.to_slot == move.from_slot ? stats_.slots_kept : stats_.slots_copied);
-    }
+  [[nodiscard]] int64_t slot_bytes() const override { return stride_; }
+  void copy_old(int32_t to_slot, int32_t from_old_slot) override {
+    copy(new_slot(to_slot), old_slot(from_old_slot).data());
   }
-
-  // From new slots of this rank.
-  void copy_received() {
-    for (const SlotMove& move : plan_.duplicates) {
-      if (move.to_rank != ep_rank_) continue;
-      copy(new_slot(move.to_slot), new_slot(move.from_slot).data());
-      ++stats_.slots_copied;
-    }
+  void copy_new(int32_t to_slot, int32_t from_new_slot) override {
+    copy(new_slot(to_slot), new_slot(from_new_slot).data());
   }
+  Digest digest_old(int32_t slot) override { return digest_of(old_slot(slot)); }
+  Digest digest_new(int32_t slot) override { return digest_of(new_slot(slot)); }
 
-  // Collective. Returns the first slot that did not arrive as it was sent.
-  std::optional<RankProblem> exchange(Communicator& world, StallWatchdog& watchdog) {
-    std::optional<RankProblem> problem;
-    const std::vector<Digest> digests = gather_digests(world);
-    std::vector<int64_t> send_bytes(static_cast<size_t>(world.size()));
-    std::vector<int64_t> receive_bytes(send_bytes.size());
-    size_t next = 0;  // of digests
-    for (const std::vector<SlotMove>& round : plan_.rounds) {
-      watchdog.progress(fmt::format("exchange {} of {}", stats_.rounds + 1, plan_.rounds.size()));
-      std::fill(send_bytes.begin(), send_bytes.end(), 0);
-      std::fill(receive_bytes.begin(), receive_bytes.end(), 0);
-      std::span<const std::byte> sent;
-      std::span<std::byte> received;
-      const SlotMove* arriving = nullptr;
-      Digest expected;
-      for (const SlotMove& move : round) {
-        if (move.from_rank == ep_rank_) {
-          sent = old_slot(move.from_slot);
-          send_bytes[world_rank(move.to_rank)] = stride_;
-        }
-        if (move.to_rank == ep_rank_) {
-          arriving = &move;
-          expected = digests[next];
-          received = new_slot(move.to_slot);
-          receive_bytes[world_rank(move.from_rank)] = stride_;
-        }
-        ++next;
-      }
-      world.all_to_all(sent, send_bytes, received, receive_bytes);
-      ++stats_.rounds;
-      stats_.bytes_sent += static_cast<int64_t>(sent.size());
-      stats_.bytes_received += static_cast<int64_t>(received.size());
-      if (arriving == nullptr) continue;
-      ++stats_.slots_received;
-      const Digest found = digest_of(received);
-      if (found == expected || problem) continue;
-      problem = {ErrorCode::kIo,
-                 fmt::format("expert {} from rank {} arrived with digest {}, expected {}",
-                             arriving->expert, world_rank(arriving->from_rank), to_string(found),
-                             to_string(expected))};
+  void exchange(int send_peer, int32_t old, int receive_peer, int32_t arriving) override {
+    std::fill(send_bytes_.begin(), send_bytes_.end(), 0);
+    std::fill(receive_bytes_.begin(), receive_bytes_.end(), 0);
+    std::span<const std::byte> sent;
+    std::span<std::byte> received;
+    if (send_peer >= 0) {
+      sent = old_slot(old);
+      send_bytes_[static_cast<size_t>(send_peer)] = stride_;
     }
-    return problem;
+    if (receive_peer >= 0) {
+      received = new_slot(arriving);
+      receive_bytes_[static_cast<size_t>(receive_peer)] = stride_;
+    }
+    world_.all_to_all(sent, send_bytes_, received, receive_bytes_);
   }
 
  private:
-  // Collective. The digest of each slot that crosses between ranks of this rank's shard, in the
-  // order of the rounds.
-  std::vector<Digest> gather_digests(Communicator& world) {
-    std::vector<int64_t> bytes(static_cast<size_t>(world.size()), 0);
-    std::vector<Digest> own;
-    for (const auto& round : plan_.rounds) {
-      for (const SlotMove& move : round) {
-        for (int tp = 0; tp < weights_.parallel.tp_size; ++tp) {
-          bytes[static_cast<size_t>(move.from_rank * weights_.parallel.tp_size + tp)] +=
-              static_cast<int64_t>(sizeof(Digest));
-        }
-        if (move.from_rank == ep_rank_) own.push_back(digest_of(old_slot(move.from_slot)));
-      }
-    }
-    size_t total = 0;
-    std::vector<size_t> cursor;  // where each rank's digests stand
-    for (const int64_t of_rank : bytes) {
-      cursor.push_back(total);
-      total += static_cast<size_t>(of_rank) / sizeof(Digest);
-    }
-    std::vector<Digest> by_rank(total);
-    world.all_gather(std::as_bytes(std::span(own)), std::as_writable_bytes(std::span(by_rank)),
-                     bytes);
-    std::vector<Digest> by_round;
-    for (const auto& round : plan_.rounds) {
-      for (const SlotMove& move : round)
-        by_round.push_back(by_rank[cursor[world_rank(move.from_rank)]++]);
-    }
-    return by_round;
-  }
-
-  // The rank of the same shard.
-  [[nodiscard]] size_t world_rank(int ep_rank) const {
-    return static_cast<size_t>(ep_rank * weights_.parallel.tp_size + weights_.parallel.tp_rank());
-  }
   [[nodiscard]] std::span<const std::byte> old_slot(int32_t slot) const {
     return {weights_.slots.data() + slot * stride_, static_cast<size_t>(stride_)};
   }
   [[nodiscard]] std::span<std::byte> new_slot(int32_t slot) const {
     return {new_slots_ + slot * stride_, static_cast<size_t>(stride_)};
   }
-  void copy(std::span<std::byte> to, const std::byte* from) {
+  static void copy(std::span<std::byte> to, const std::byte* from) {
     std::memcpy(to.data(), from, to.size());
-    stats_.bytes_copied += stride_;
   }
 
   const MoeLayerWeights& weights_;
-  const MovePlan& plan_;
-  int ep_rank_;
   int64_t stride_;
   std::byte* new_slots_;
-  RebalanceStats& stats_;
+  Communicator& world_;
+  std::vector<int64_t> send_bytes_;
+  std::vector<int64_t> receive_bytes_;
 };
 
 }  // namespace
@@ -263,11 +149,7 @@ StagedRebalance::StagedRebalance(FusedMoeLayer& layer, ExpertMap new_map, Commun
   }
   stats_.stalls = watchdog.warnings();
   stats_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  log(world.rank() == 0 ? LogLevel::kInfo : LogLevel::kDebug,
-      "layer {}: rank {}: experts moved: {} kept, {} copied, {} received in {} round(s); {} bytes "
-      "sent, {} received",
-      before_->weights.spec.layer, world.rank(), stats_.slots_kept, stats_.slots_copied,
-      stats_.slots_received, stats_.rounds, stats_.bytes_sent, stats_.bytes_received);
+  log_moves(before_->weights.spec.layer, world.rank(), stats_);
 }
 
 void StagedRebalance::stage(ExpertMap new_map, Communicator& world, StallWatchdog& watchdog) {
@@ -296,10 +178,17 @@ void StagedRebalance::stage(ExpertMap new_map, Communicator& world, StallWatchdo
   } catch (...) {
     problem = current_problem();
   }
-  const std::optional<RankProblem> differs = disagreement(*before_, new_map, world);
+  const std::optional<RankProblem> differs =
+      disagreement({.old_map = digest_of_map(before_->experts),
+                    .new_map = digest_of_map(new_map),
+                    .layout = digest_of_layout(weights.layout),
+                    .layer = weights.spec.layer,
+                    .tp_rank = parallel.tp_rank()},
+                   world);
   vote_to_go_on(world, operation, problem ? problem : differs);
 
-  SlotTransfer transfer(weights, plan, slots.data(), stats_);
+  HostSlots memory(weights, slots.data(), world);
+  SlotTransfer transfer(parallel, plan, memory, stats_);
   transfer.copy_old();
   problem = transfer.exchange(world, watchdog);
   try {

@@ -39,10 +39,12 @@ INTERNAL_HEADERS = {
     "kernels/cuda/cuda_kernels.h",
     "kernels/cuda/device_kernels.h",
     "kernels/cuda/device_matrix.h",
+    "kernels/cuda/digest_kernel.h",
     "kernels/cuda/emulated_barriers.h",
     "kernels/cuda/emulated_block.h",
     "kernels/cuda/emulated_streams.h",
     "kernels/cuda/emulated_wgmma.h",
+    "kernels/cuda/exchange_kernels.h",
     "kernels/cuda/expert_gemm.h",
     "kernels/cuda/expert_rows_kernel.h",
     "kernels/cuda/float_bits.h",
@@ -111,6 +113,7 @@ INTERNAL_HEADERS = {
     "loader/tensor_cut.h",
     "loader/strict_json.h",
     "runtime/device_exchange.h",
+    "runtime/device_exchange_parts.h",
     "runtime/device_forward.h",
     "runtime/device_kernel_plan.h",
     "runtime/device_model.h",
@@ -121,6 +124,7 @@ INTERNAL_HEADERS = {
     "runtime/layer_operands.h",
     "runtime/rank_results.h",
     "runtime/rms_norm.h",
+    "runtime/slot_transfer.h",
     "runtime/router.h",
 }
 

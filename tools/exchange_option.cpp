@@ -81,10 +81,11 @@ std::string describe_exchange(const ExchangeOption& option, const ParallelConfig
                               bool on_gpu, int64_t top_k) {
   if (parallel.world_size() == 1) return {};
   if (on_gpu) {
+    const bool all_to_all = option.exchange == "all_to_all";
     return fmt::format(
-        "exchange: allgather_reducescatter (the one of GPUs); combine {}; sums of "
-        "ranks {}",
-        option.combine,
+        "exchange: {}, {} slots; combine {}; sums of ranks {}",
+        all_to_all ? "all_to_all (as asked)" : "allgather_reducescatter (in which no host waits)",
+        option.slots, option.combine,
         option.reduce == "native" ? "in the transport's own order (--reduce native)"
                                   : "in rank order");
   }

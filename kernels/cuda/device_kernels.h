@@ -7,6 +7,8 @@
 
 #include "kernels/cuda/ceiling_kernels.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/digest_kernel.h"
+#include "kernels/cuda/exchange_kernels.h"
 #include "kernels/cuda/expert_gemm.h"
 #include "kernels/cuda/expert_rows_kernel.h"
 #include "kernels/cuda/plan_kernel.h"
@@ -45,6 +47,11 @@ struct DeviceKernels {
   KernelLaunch<GatherExpertRows> gather;
   KernelLaunch<QuantizeExpertRows> quantize;
   KernelLaunch<CombineRows> combine;
+  KernelLaunch<RankLists> rank_lists;
+  KernelLaunch<GatherTokens> gather_tokens;
+  KernelLaunch<SumReturnedRows> sum_returned;
+  KernelLaunch<GatherChoiceRows> gather_choices;
+  KernelLaunch<DigestWords> digest_words;
   std::array<GemmLaunches, kNumDeviceElements> gemm;  ///< by DeviceElement
   /// e4m3 weights x e4m3 rows (ExpertGemm::x8), tiles of 128 tokens; null where a device has none.
   KernelLaunch<ExpertGemm> gemm_rows8 = nullptr;

@@ -44,6 +44,11 @@ struct RowPlan {
     return ceil_div(num_choices, int64_t{kChunk});
   }
 
+  /// [slots] after ScanCounts: choices of each slot.
+  [[nodiscard]] GANTRY_HD const int32_t* counts(int64_t slots) const {
+    return chunk_rows + num_chunks() * slots;
+  }
+
   [[nodiscard]] GANTRY_HD int32_t slot_of(int64_t choice) const {
     const int32_t id = topk_ids[choice];
     return id < 0 || id >= num_ids ? -1 : expert_to_slot[id];

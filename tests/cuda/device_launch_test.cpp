@@ -67,7 +67,23 @@ TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
   AddRows add{};  // of 8 ranks
   add.count = kTokens * 7168;
   add.rows = 8;
+  RankLists lists;  // of 64 EP ranks in as many token groups
+  lists.num_ranks = 64;
+  lists.num_parts = 1;
+  GatherTokens tokens;
+  tokens.num_lists = 64;
+  tokens.stride = kTokens;
+  SumReturnedRows returned;
+  returned.num_tokens = kTokens;
+  returned.n = 7168;
+  GatherChoiceRows choices;
+  choices.num_rows = kChoices;
+  choices.n = 7168;
   for (const DeviceAttributes& gpu : known_gpus()) {
+    EXPECT_EQ(launch_problem(lists.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(tokens.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(returned.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(choices.launch_shape(), gpu), "");
     expect_gemms_fit<DeviceElement::kBF16>(gpu, gemm);
     expect_gemms_fit<DeviceElement::kE4M3>(gpu, gemm);
     expect_gemms_fit<DeviceElement::kE2M1>(gpu, gemm);

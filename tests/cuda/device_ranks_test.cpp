@@ -37,6 +37,7 @@ struct Layout {
   ParallelConfig config;
   Placement placement = Placement::kLinear;
   bool over_nccl = false;  // as well as over the host: emulation is slow
+  ExchangeOptions exchange{};
 };
 
 const Layout kLayouts[] = {
@@ -46,6 +47,16 @@ const Layout kLayouts[] = {
     {"ep 3 round_robin", {.ep_size = 3}, Placement::kRoundRobin},
     {"tp 2 ep 2 dp 2", {.tp_size = 2, .ep_size = 2, .dp_size = 2}, Placement::kLinear, true},
     {"ep 4 dp 2", {.ep_size = 4, .dp_size = 2}},
+    {"tp 2 ep 2 dp 2 all_to_all",
+     {.tp_size = 2, .ep_size = 2, .dp_size = 2},
+     Placement::kLinear,
+     false,
+     {.kind = ExchangeKind::kAllToAll}},
+    {"ep 3 all_to_all ordered",
+     {.ep_size = 3},
+     Placement::kRoundRobin,
+     false,
+     {.kind = ExchangeKind::kAllToAll, .combine = CombineOrder::kOrdered}},
 };
 
 // Emulated kernels are slow: one checkpoint of each thing that ranks treat in their own way, unless
@@ -91,6 +102,7 @@ class DeviceRanksTest : public testing::TestWithParam<Golden> {
   std::vector<float> run(const Layout& layout, SumOrder order, const WorldMaker& make_world) {
     settings.parallel = layout.config;
     settings.placement = layout.placement;
+    settings.exchange = layout.exchange;
     settings.ranks.device_options.reduce = order;
     settings.ranks.make_device_world = make_world;
     const VerifyResult result = verify_model(*model, &reference, settings, {});
@@ -139,8 +151,6 @@ TEST(DeviceRanksRefusalTest, SaysWhyACombinationIsNotThere) {
     std::string_view why;
   };
   const std::vector<Refusal> refusals = {
-      {[](VerifySettings& s) { s.exchange.kind = ExchangeKind::kAllToAll; }, "all_to_all"},
-      {[](VerifySettings& s) { s.exchange.combine = CombineOrder::kOrdered; }, "combine ordered"},
       {[](VerifySettings& s) { s.exchange.slots = 4; }, "slots"},
       {[](VerifySettings& s) { s.no_reduce = true; }, "no-reduce"},
       {[](VerifySettings& s) { s.parallel.sequence_parallel = true; }, "sequence parallel"},

@@ -6,7 +6,7 @@ import pathlib
 import sys
 import unittest
 
-from launcher import lines_with, mpirun
+from launcher import lines_with, mpirun, run_tests
 
 GANTRY, GOLDEN, MPIRUN, DOUBLE = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 MIXTRAL = GOLDEN / "families" / "mixtral"
@@ -51,6 +51,15 @@ class DeviceRanksTest(unittest.TestCase):
                 # Once for all layers.
                 self.assertEqual(len(lines_with(result.stderr, r"memory moves over NCCL 2\.28\.9 \(.*double")), 1, result)
 
+    def test_tokens_go_to_the_ranks_of_their_experts_only(self):
+        asked = ["--ep", 2, "--dp", 2, "--exchange", "all_to_all"]
+        for more in ([], ["--combine", "ordered"], ["--exchange-slots", 3]):
+            with self.subTest(more=more):
+                result = ranks(2, verify(MIXTRAL, *asked, *more, *NCCL))
+                self.check_all(result, 2, OK)
+                self.assertTrue(lines_with(result.stdout, r"exchange: all_to_all \(as asked\)"), result)
+                self.assertEqual(len(lines_with(result.stdout, r"rel .* <= ")), 2, result)
+
     def test_native_sums_are_shown(self):
         result = ranks(2, verify(MIXTRAL, "--ep", 2, *NCCL, "--reduce", "native"))
         self.check_all(result, 2, OK)
@@ -82,8 +91,7 @@ class DeviceRanksTest(unittest.TestCase):
 
     def test_what_gpus_do_not_do_is_refused_with_the_reason(self):
         for more, reason in (
-            (["--exchange", "all_to_all"], r"all_to_all needs to know on the host"),
-            (["--combine", "ordered"], r"GPUs add sums of ranks"),
+            (["--exchange-slots", 4], r"slots belong to messages of all_to_all"),
             (["--sequence-parallel"], r"sequence parallel ranks have parts"),
         ):
             with self.subTest(more=more):
@@ -93,4 +101,4 @@ class DeviceRanksTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=sys.argv[:1])
+    run_tests(at_once=2)

@@ -1,9 +1,13 @@
 """What the tests of ranks as processes share: how mpirun is called here."""
+import concurrent.futures
 import os
+import pathlib
 import re
 import subprocess
+import sys
 import tempfile
-import pathlib
+import time
+import unittest
 
 # One machine, however small: more ranks than cores, no binding, as root (in containers), without
 # the system calls that containers forbid.
@@ -50,3 +54,25 @@ def mpirun(*apps, variables=None, timeout=120, executable="mpirun"):
 
 def lines_with(text, pattern):
     return [line for line in text.splitlines() if re.search(pattern, line)]
+
+
+def run_tests(at_once):
+    """unittest.main() for tests that mostly wait for mpirun: `at_once` of them at a time."""
+
+    def flatten(suite):
+        for test in suite:
+            yield from flatten(test) if isinstance(test, unittest.TestSuite) else [test]
+
+    def run(test):
+        result = unittest.TestResult()
+        start = time.monotonic()
+        test.run(result)
+        problems = [text for _, text in result.failures + result.errors]
+        print(f"{test.id()} ... {'FAILED' if problems else 'ok'} ({time.monotonic() - start:.1f} s)", flush=True)
+        return problems
+
+    tests = list(flatten(unittest.defaultTestLoader.loadTestsFromModule(sys.modules["__main__"])))
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        problems = [text for texts in pool.map(run, tests) for text in texts]
+    print(*problems, f"{len(tests)} tests, {len(problems)} problem(s)", sep="\n")
+    sys.exit(1 if problems or not tests else 0)

@@ -24,7 +24,7 @@ Result DoubleComm::initialize(const char* name) {
     fault_ = plan_.init;
     return nccl::kInProgress;
   }
-  if (!segment_.open(name, rank_, num_ranks_)) return failure_ = nccl::kSystemError;
+  if (!segment_.open(name, num_ranks_)) return failure_ = nccl::kSystemError;
   waits_for_all_ = true;
   return begin(plan_.init);
 }

@@ -1,13 +1,39 @@
 #include "tests/nccl_double/double_segment.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <random>
+#include <string_view>
 
 namespace gantry::nccl_double {
+namespace {
+
+constexpr std::string_view kPrefix = "gantry_nccl_double_";
+
+// Segments whose maker, whose process id is part of the name, is gone.
+void remove_orphans() {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", error)) {
+    std::string name = entry.path().filename();
+    if (!name.starts_with(kPrefix)) continue;
+    pid_t maker = 0;
+    const char* first = name.data() + kPrefix.size();
+    const auto parsed = std::from_chars(first, name.data() + name.size(), maker);
+    if (parsed.ec != std::errc() || maker <= 0 || *parsed.ptr != '_') continue;
+    if (kill(maker, 0) != 0 && errno == ESRCH) shm_unlink(name.insert(0, 1, '/').c_str());
+  }
+}
+
+}  // namespace
 
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
@@ -41,9 +67,8 @@ size_t Channel::take(std::byte* bytes, size_t count) noexcept {
   return total;
 }
 
-bool Segment::open(const char* name, int rank, int num_ranks) {
+bool Segment::open(const char* name, int num_ranks) {
   name_ = name;
-  rank_ = rank;
   num_ranks_ = num_ranks;
   bytes_ = kHeadBytes +
            static_cast<size_t>(num_ranks) * static_cast<size_t>(num_ranks) * sizeof(Channel);
@@ -56,12 +81,22 @@ bool Segment::open(const char* name, int rank, int num_ranks) {
   close(file);
   if (memory == MAP_FAILED) return false;
   memory_ = static_cast<std::byte*>(memory);
-  reinterpret_cast<Head*>(memory_)->arrived.fetch_add(1, std::memory_order_acq_rel);
+  auto& arrived = reinterpret_cast<Head*>(memory_)->arrived;
+  if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == num_ranks) shm_unlink(name);
   return true;
 }
 
+std::string Segment::make_name() {
+  remove_orphans();
+  std::random_device random;
+  char name[64];
+  std::snprintf(name, sizeof(name), "/%s%ld_%08x%08x", kPrefix.data(), static_cast<long>(getpid()),
+                random(), random());
+  return name;
+}
+
 Segment::~Segment() {
-  if (rank_ == 0 && !name_.empty()) shm_unlink(name_.c_str());
+  if (!name_.empty()) shm_unlink(name_.c_str());  // who has not come yet will be alone
   if (memory_ != nullptr) munmap(memory_, bytes_);
 }
 

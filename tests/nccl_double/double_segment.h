@@ -22,7 +22,9 @@ struct Channel {
 };
 
 /// Memory that the ranks of a communicator share, threads and processes alike. Zeros are its
-/// initial state, so that whoever comes first makes it.
+/// initial state, so that whoever comes first makes it. Its name goes as soon as all ranks have it:
+/// ranks that are killed afterwards leave nothing behind. What is left of ranks that were killed
+/// before is removed by the next process that makes a name.
 class Segment {
  public:
   Segment() = default;
@@ -31,9 +33,12 @@ class Segment {
   ~Segment();
 
   /// @return false if the system refuses
-  bool open(const char* name, int rank, int num_ranks);
+  bool open(const char* name, int num_ranks);
   [[nodiscard]] Channel& channel(int from, int to) const noexcept;
   [[nodiscard]] bool everyone_is_here() const noexcept;
+
+  /// A name that no other communicator has; removes those whose maker is gone.
+  static std::string make_name();
 
  private:
   struct Head {
@@ -42,7 +47,6 @@ class Segment {
   static constexpr size_t kHeadBytes = 64;
 
   std::string name_;
-  int rank_ = 0;
   int num_ranks_ = 0;
   size_t bytes_ = 0;
   std::byte* memory_ = nullptr;

@@ -3,14 +3,11 @@
 
 #include "tests/nccl_double/nccl_double.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
 #include <cstring>
 #include <memory>
-#include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -27,6 +24,7 @@ using gantry::nccl::Stream;
 using gantry::nccl::UniqueId;
 using gantry::nccl_double::DoubleComm;
 using gantry::nccl_double::Operation;
+using gantry::nccl_double::Segment;
 
 struct Counters {
   std::atomic<int64_t> made, finalized, destroyed, aborted, native_sums;
@@ -132,10 +130,9 @@ NCCL_EXPORT const char* ncclGetErrorString(Result result) {
 NCCL_EXPORT const char* ncclGetLastError(Comm* /*comm*/) { return "injected by nccl_double"; }
 
 NCCL_EXPORT Result ncclGetUniqueId(UniqueId* id) {
-  std::random_device random;
   std::memset(id->internal, 0, sizeof(id->internal));
-  std::snprintf(id->internal, sizeof(id->internal), "/gantry_nccl_double_%ld_%08x%08x",
-                static_cast<long>(getpid()), random(), random());
+  const std::string name = Segment::make_name();
+  std::copy(name.begin(), name.end(), id->internal);
   return gantry::nccl::kSuccess;
 }
 

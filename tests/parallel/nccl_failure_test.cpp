@@ -3,11 +3,15 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <filesystem>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -358,6 +362,46 @@ TEST(NcclFailureTest, RanksBroughtTogetherByAnEngineEndAtTheirTimeouts) {
     for (const std::string& error : errors)
       EXPECT_EQ(error.empty(), *plan == '\0') << plan << ": " << error;
   }
+}
+
+// Files of the double's shared memory that a process made.
+int segments_made_by(pid_t process) {
+  int count = 0;
+  const std::string prefix = fmt::format("gantry_nccl_double_{}_", process);
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm"))
+    count += entry.path().filename().string().starts_with(prefix) ? 1 : 0;
+  return count;
+}
+
+TEST(NcclDoubleTest, LeavesNothingOfRanksThatAreKilled) {
+  if (!std::filesystem::exists("/dev/shm")) GTEST_SKIP() << "no /dev/shm";
+  const auto library = NcclLibrary::open(nccl_double_path());
+  const nccl::Api& api = library->api();
+  // Ranks that have met: nothing is there while they run, so nothing can stay.
+  run_planned(2, "", kLong, [](DeviceCommunicator& world) {
+    add_ones(world, 1);
+    EXPECT_EQ(segments_made_by(getpid()), 0);
+  });
+  // A rank that waits for another when it is killed: the next communicator removes it.
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    nccl::UniqueId id{};
+    nccl::Comm* comm = nullptr;
+    nccl::Config config;
+    config.blocking = 0;
+    const bool waits = api.GetUniqueId(&id) == nccl::kSuccess &&
+                       api.CommInitRankConfig(&comm, 2, id, 0, &config) == nccl::kInProgress;
+    if (waits) kill(getpid(), SIGKILL);
+    _exit(1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  EXPECT_EQ(segments_made_by(child), 1);
+  nccl::UniqueId id{};
+  ASSERT_EQ(api.GetUniqueId(&id), nccl::kSuccess);
+  EXPECT_EQ(segments_made_by(child), 0);
 }
 
 TEST(NcclFailureTest, ACommunicatorOfTheCallerStaysTheCallers) {
