@@ -9,7 +9,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
-#include "kernels/cuda/cuda_current.h"
+#include "kernels/cuda/cuda_current.cuh"
 #include "kernels/cuda/cuda_errors.h"
 #include "kernels/cuda/cuda_kernels.h"
 

@@ -7,7 +7,7 @@
 #include <array>
 #include <atomic>
 
-#include "kernels/cuda/cuda_current.h"
+#include "kernels/cuda/cuda_current.cuh"
 #include "kernels/cuda/cuda_errors.h"
 #include "kernels/cuda/device_machine.cuh"
 #include "kernels/cuda/gemm_launches.h"
