@@ -174,7 +174,7 @@ part_4() {
         --tokens "$tokens"
     done
   done
-  step "fp8-block, bf16 rows" 50 "${shape[@]}" --format fp8-block --activations bf16 --tokens 512,4096
+  step "fp8-block, bf16 rows" 60 "${shape[@]}" --format fp8-block --activations bf16 --tokens "$all"
   step "bf16, kernels of every GPU" 50 "${shape[@]}" --format bf16 --generic-kernels --tokens 64,512,4096
   step "nvfp4" 50 "${shape[@]}" --format nvfp4 --tokens "$all"
 }
