@@ -281,10 +281,8 @@ void DeviceForward::route(const DeviceMoeInput& input) {
 void DeviceForward::plan(const DeviceMoeInput& input) {
   const DeviceExperts::IdMap& ids = id_map(input);
   const int64_t choices = num_tokens_ * weights_.spec.routing.num_slots();
-  gemm_ = options_.batch_invariant
-              ? 2
-              : choose_gemm(choices, experts_.num_slots,
-                            kernel_plan_.rows8 ? PrefillKernels::kWgmma : kernel_plan_.prefill);
+  gemm_ =
+      options_.batch_invariant ? 2 : choose_gemm(choices, experts_.num_slots, kernel_plan_.prefill);
   plan_ = {.topk_ids = topk_ids_,
            .expert_to_slot = ids.slot.as<int32_t>(),
            .num_choices = choices,
@@ -341,8 +339,8 @@ void DeviceForward::run_routed(const DeviceMoeInput& input) {
       .totals = scratch_.totals,
       .max_tiles = RowPlan::max_tiles(plan_.num_choices, plan_.num_slots, plan_.tile_rows),
       .activation = spec.activation};
-  if (kernel_plan_.rows8 && gemm_ == kWgmmaGemm) {
-    run_routed_rows8(common, x);
+  if (kernel_plan_.rows.quantizes()) {
+    run_routed_codes(common, x);
   } else {
     run_routed_rows16(common, x);
   }
@@ -367,52 +365,65 @@ void DeviceForward::run_routed_rows16(const ExpertGemm& common, const float* x) 
   run_gemms(common, weights_.layout, scratch_.rows, scratch_.intermediate, scratch_.y, gemm_);
 }
 
-// e4m3 by e4m3: what is between the GEMMs is rounded to bf16 and then quantized, as vLLM does.
-void DeviceForward::run_routed_rows8(const ExpertGemm& common, const float* x) {
-  const MoeLayerSpec& spec = weights_.spec;
+// What is between the GEMMs is rounded to bf16 and then quantized, as vLLM does.
+void DeviceForward::run_routed_codes(const ExpertGemm& common, const float* x) {
   const DeviceSlotLayout& layout = weights_.layout;
-  const int64_t max_rows = RowPlan::max_rows(plan_.num_choices, plan_.num_slots);
-  QuantizeExpertRows quantize{.x = x,
-                              .row_choice = scratch_.row_choice,
-                              .choice_scale = spec.router_weight_on_input ? topk_weights_ : nullptr,
-                              .top_k = spec.routing.num_slots(),
-                              .totals = scratch_.totals,
-                              .k = layout.w13.k,
-                              .padded_k = layout.w13.padded_k,
-                              .max_rows = max_rows,
-                              .whole_row = kernel_plan_.rows8_whole,
-                              .powers_of_two = kernel_plan_.rows8_powers_of_two,
-                              .codes = scratch_.rows8,
-                              .scales = scratch_.row_scales};
-  kernels_.quantize(quantize, attributes_, next());
-  ExpertGemm first = common;
-  first.bias_offset = layout.b13_offset;
-  first.matrix = layout.w13;
-  first.x8 = scratch_.rows8;
-  first.x_scales = scratch_.row_scales;
-  first.x_groups = quantize.num_groups();
-  first.x_scale_stride = max_rows;
-  first.activated = true;
-  first.rows = scratch_.intermediate;
-  kernels_.gemm_rows8(first, attributes_, next());
+  QuantizeExpertRows quantize{
+      .x = x,
+      .choice_scale = weights_.spec.router_weight_on_input ? topk_weights_ : nullptr,
+      .top_k = weights_.spec.routing.num_slots(),
+      .row_choice = scratch_.row_choice,
+      .totals = scratch_.totals,
+      .max_rows = RowPlan::max_rows(plan_.num_choices, plan_.num_slots),
+      .kind = kernel_plan_.rows.kind,
+      .powers_of_two = kernel_plan_.rows.power_of_two_scales,
+      .static_scales = pointer<float>(weights_.input_scales),
+      .topk_ids = plan_.topk_ids,
+      .expert_to_slot = plan_.expert_to_slot,
+      .scales = scratch_.row_scales};
+  ExpertGemm w13 =
+      quantize_rows(common, quantize, layout.w13, layout.b13_offset, scratch_.rows8, scratch_.rows);
+  w13.activated = true;
+  w13.rows = scratch_.intermediate;
+  gemm_of_codes(w13)(w13, attributes_, next());
 
   quantize.x = nullptr;
   quantize.rows = scratch_.intermediate;
-  quantize.k = layout.w2.k;
-  quantize.padded_k = layout.w2.padded_k;
-  quantize.codes = scratch_.intermediate8;
+  if (quantize.static_scales != nullptr) quantize.static_scales += weights_.num_slots;
   quantize.scales = scratch_.intermediate_scales;
+  ExpertGemm w2 = quantize_rows(common, quantize, layout.w2, layout.b2_offset,
+                                reinterpret_cast<uint8_t*>(scratch_.intermediate_codes),
+                                scratch_.intermediate_codes);
+  w2.matrix_offset = layout.w2_offset;
+  w2.y = scratch_.y;
+  gemm_of_codes(w2)(w2, attributes_, next());
+}
+
+ExpertGemm DeviceForward::quantize_rows(const ExpertGemm& common, QuantizeExpertRows& quantize,
+                                        const DeviceMatrix& matrix, int64_t bias_offset,
+                                        uint8_t* codes8, uint16_t* codes16) {
+  const bool e4m3 = kernel_plan_.rows8 && gemm_ == kWgmmaGemm;
+  quantize.k = matrix.k;
+  quantize.padded_k = matrix.padded_k;
+  quantize.codes = e4m3 ? codes8 : nullptr;
+  quantize.codes16 = e4m3 ? nullptr : codes16;
   kernels_.quantize(quantize, attributes_, next());
-  ExpertGemm second = common;
-  second.matrix_offset = layout.w2_offset;
-  second.bias_offset = layout.b2_offset;
-  second.matrix = layout.w2;
-  second.x8 = scratch_.intermediate8;
-  second.x_scales = scratch_.intermediate_scales;
-  second.x_groups = quantize.num_groups();
-  second.x_scale_stride = max_rows;
-  second.y = scratch_.y;
-  kernels_.gemm_rows8(second, attributes_, next());
+  ExpertGemm gemm = common;
+  gemm.matrix = matrix;
+  gemm.bias_offset = bias_offset;
+  gemm.x8 = quantize.codes;
+  gemm.x = quantize.codes16;
+  gemm.x_scales = quantize.scales;
+  gemm.x_groups = quantize.num_groups();
+  gemm.x_scale_stride = quantize.max_rows;
+  return gemm;
+}
+
+KernelLaunch<ExpertGemm> DeviceForward::gemm_of_codes(const ExpertGemm& gemm) const {
+  const auto columns = static_cast<size_t>(gemm_);
+  if (gemm.x8 != nullptr) return kernels_.gemm_rows8;
+  if (gemm.x_groups > 1) return kernels_.gemm_row_groups[columns];
+  return kernels_.gemm[static_cast<size_t>(gemm.matrix.element)][columns];
 }
 
 void DeviceForward::run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout,

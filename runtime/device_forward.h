@@ -49,7 +49,13 @@ class DeviceForward {
   void linear(const float* x, const DeviceBuffer& w, const DeviceBuffer& bias, float* y, int64_t n,
               int64_t k, LinearEpilogue epilogue = LinearEpilogue::kNone, float softcap = 0.0F);
   void run_routed_rows16(const ExpertGemm& common, const float* x);
-  void run_routed_rows8(const ExpertGemm& common, const float* x);
+  void run_routed_codes(const ExpertGemm& common, const float* x);
+  /// Launches `quantize`, to e4m3 or to codes in bf16. @return the GEMM of one matrix on its rows
+  ExpertGemm quantize_rows(const ExpertGemm& common, QuantizeExpertRows& quantize,
+                           const DeviceMatrix& matrix, int64_t bias_offset, uint8_t* codes8,
+                           uint16_t* codes16);
+  /// The kernel of this batch for such rows.
+  [[nodiscard]] KernelLaunch<ExpertGemm> gemm_of_codes(const ExpertGemm& gemm) const;
   /// Both GEMMs of one set of slots; `tiles` null: dense rows.
   void run_gemms(const ExpertGemm& common, const DeviceSlotLayout& layout, const uint16_t* rows,
                  uint16_t* intermediate, float* y, int columns_index);

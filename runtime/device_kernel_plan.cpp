@@ -14,20 +14,56 @@ PrefillKernels best_for(const DeviceKernels& kernels, const DeviceSlotLayout& la
                                                                      : PrefillKernels::kWgmma;
 }
 
+bool both(const DeviceSlotLayout& layout, DeviceElement element) {
+  return layout.w13.element == element && layout.w2.element == element;
+}
+
 // Why rows stay bf16, or empty.
-std::string rows8_obstacle(const DeviceWeights& weights, const DeviceKernelPlan& plan) {
+std::string rows_obstacle(const DeviceWeights& weights) {
   const RowFormat& format = weights.activations.format;
-  if (!weights.activations.refusal.empty()) return weights.activations.refusal;
-  const bool group = format.kind == RowQuantization::kFp8Group && format.group_size == 128;
-  if (!group && format.kind != RowQuantization::kFp8Token) {
-    return fmt::format("the scheme is {}, expected fp8 per token or per group of 128",
-                       to_string(format.kind));
+  if (!weights.activations_obstacle.empty()) return weights.activations_obstacle;
+  switch (format.kind) {
+    case RowQuantization::kFp8Group:
+      if (format.group_size != 128) break;
+      return both(weights.layout, DeviceElement::kE4M3) ? "" : "the weights are not e4m3";
+    case RowQuantization::kFp8Static:
+    case RowQuantization::kFp8Token:
+    case RowQuantization::kInt8Static:
+    case RowQuantization::kInt8Token:
+      return weights.layout.w13.element == DeviceElement::kF16 ||
+                     weights.layout.w2.element == DeviceElement::kF16
+                 ? "f16 weights are multiplied by f16 rows"
+                 : "";
+    default:
+      break;
   }
-  if (!takes_rows8(weights.layout.w13) || !takes_rows8(weights.layout.w2)) {
-    return "the weights are not e4m3 with channel scales or groups of 128";
+  return fmt::format(
+      "the scheme is {}, expected fp8 static, per token or per group of 128, or int8 static or per "
+      "token",
+      to_string(format.kind));
+}
+
+// Rows of codes: e4m3 on wgmma where weights are e4m3, else as bf16 on the kernels of bf16 rows.
+void plan_rows(const DeviceWeights& weights, DeviceKernelPlan& plan) {
+  plan.rows = weights.activations.format;
+  const bool fp8 = plan.rows.kind != RowQuantization::kInt8Static &&
+                   plan.rows.kind != RowQuantization::kInt8Token;
+  plan.rows8 = fp8 && plan.prefill != PrefillKernels::kMma && takes_rows8(weights.layout.w13) &&
+               takes_rows8(weights.layout.w2);
+  const bool groups = plan.rows.kind == RowQuantization::kFp8Group;
+  if (plan.rows8) {
+    plan.prefill = PrefillKernels::kWgmma;
+  } else if (groups) {
+    plan.prefill = PrefillKernels::kMma;
   }
-  if (plan.prefill == PrefillKernels::kMma) return "e4m3 products need wgmma";
-  return "";
+  plan.text += fmt::format("; rows {}", to_string(plan.rows.kind));
+  if (plan.rows8) {
+    plan.text += ": e4m3 x e4m3 with wgmma, codes in bf16 below";
+  } else if (groups && plan.prefill == PrefillKernels::kMma) {
+    plan.text += ": codes in bf16, mma.sync";
+  } else {
+    plan.text += ": codes in bf16";
+  }
 }
 
 }  // namespace
@@ -37,12 +73,10 @@ DeviceKernelPlan plan_device_kernels(const DeviceWeights& weights,
   const DeviceAttributes& attributes = weights.device->attributes();
   const DeviceKernels& kernels = weights.device->kernels();
   DeviceKernelPlan plan;
-  if (options.batch_invariant) {
-    plan.text = "mma.sync, tiles of 32 tokens (batch invariant)";
-    return plan;
-  }
   std::string why;
-  if (options.generic_kernels) {
+  if (options.batch_invariant) {
+    why = "batch invariant";
+  } else if (options.generic_kernels) {
     why = "by request";
   } else {
     plan.prefill = best_for(kernels, weights.layout);
@@ -52,7 +86,8 @@ DeviceKernelPlan plan_device_kernels(const DeviceWeights& weights,
                                                 : "wgmma needs sm_90a";
     }
   }
-  plan.text = plan.prefill == PrefillKernels::kMma
+  plan.text = options.batch_invariant ? "mma.sync, tiles of 32 tokens (batch invariant)"
+              : plan.prefill == PrefillKernels::kMma
                   ? fmt::format("mma.sync ({})", why)
                   : fmt::format("mma.sync; from 33 rows an expert wgmma, tiles of {} tokens",
                                 plan.prefill == PrefillKernels::kWideWgmma ? "128 or 256" : "128");
@@ -61,15 +96,12 @@ DeviceKernelPlan plan_device_kernels(const DeviceWeights& weights,
     if (weights.layout.w13.element == DeviceElement::kF16) plan.text += " (f16 for f16 weights)";
     return plan;
   }
-  const std::string obstacle = rows8_obstacle(weights, plan);
+  const std::string obstacle = rows_obstacle(weights);
   if (!obstacle.empty()) {
     plan.text += fmt::format("; bf16 rows: {}", obstacle);
     return plan;
   }
-  plan.rows8 = true;
-  plan.rows8_whole = weights.activations.format.kind == RowQuantization::kFp8Token;
-  plan.rows8_powers_of_two = weights.activations.format.power_of_two_scales;
-  plan.text += "; e4m3 x e4m3 with wgmma, bf16 rows below";
+  plan_rows(weights, plan);
   return plan;
 }
 

@@ -12,10 +12,9 @@ namespace gantry {
 struct DeviceKernelPlan {
   PrefillKernels prefill = PrefillKernels::kMma;  ///< of the routed experts
   PrefillKernels shared = PrefillKernels::kMma;
-  bool rows8 = false;        ///< wgmma's batches are quantized to e4m3
-  bool rows8_whole = false;  ///< one scale a row
-  bool rows8_powers_of_two = false;
-  std::string text;  ///< for the log
+  RowFormat rows;      ///< how the rows of the routed experts are quantized; kNone: not at all
+  bool rows8 = false;  ///< wgmma's batches of them stay e4m3; else codes are bf16
+  std::string text;    ///< for the log
 };
 
 DeviceKernelPlan plan_device_kernels(const DeviceWeights& weights, const DeviceMoeOptions& options);

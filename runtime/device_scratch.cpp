@@ -85,15 +85,12 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceExperts& 
   slice(rows, max_rows * weights.layout.w13.padded_k);
   slice(intermediate, max_rows * weights.layout.w13.padded_outputs());
   slice(y, max_rows * he);
-  if (plan.rows8) {
-    const auto groups_of = [&](int64_t columns) {
-      return plan.rows8_whole ? 1 : ceil_div(columns, int64_t{QuantizeExpertRows::kGroup});
-    };
+  if (plan.rows.quantizes()) {
     const DeviceMatrix& w13 = weights.layout.w13;
-    slice(rows8, max_rows * w13.padded_k);
-    slice(row_scales, max_rows * groups_of(w13.padded_k));
-    slice(intermediate8, max_rows * w13.padded_outputs());
-    slice(intermediate_scales, max_rows * groups_of(w13.padded_outputs()));
+    if (plan.rows8) slice(rows8, max_rows * w13.padded_k);  // else in `rows`
+    slice(row_scales, max_rows * plan.rows.num_groups(w13.padded_k));
+    slice(intermediate_codes, max_rows * w13.padded_outputs());
+    slice(intermediate_scales, max_rows * plan.rows.num_groups(w13.padded_outputs()));
   }
   slice(shared_rows, shared_tokens * weights.shared_layout.w13.padded_k);
   slice(shared_intermediate, shared_tokens * weights.shared_layout.w13.padded_outputs());

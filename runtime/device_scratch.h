@@ -69,7 +69,7 @@ struct DeviceScratch {
   // e4m3 rows, where a plan quantizes them
   uint8_t* rows8 = nullptr;  // [max_rows, padded He]
   float* row_scales = nullptr;
-  uint8_t* intermediate8 = nullptr;  // [max_rows, padded J]
+  uint16_t* intermediate_codes = nullptr;  // [max_rows, padded J] bf16, or bytes of e4m3
   float* intermediate_scales = nullptr;
   // Shared experts, on a stream of their own
   std::unique_ptr<OwnedStream> side;

@@ -1,5 +1,7 @@
 #include "runtime/device_weights.h"
 
+#include <fmt/format.h>
+
 #include <array>
 #include <cstring>
 #include <numeric>
@@ -78,6 +80,47 @@ DeviceBuffer upload_slots(const std::shared_ptr<Device>& device, const SlotLayou
   return target;
 }
 
+float input_scale(const MoeLayerWeights& weights, int64_t slot, Part part) {
+  float scale = 0.0F;
+  std::memcpy(&scale,
+              weights.slots.data() + slot * weights.layout.stride_bytes +
+                  weights.layout.input_scale_offset(part),
+              sizeof scale);
+  return scale;
+}
+
+std::string static_scale_obstacle(const MoeLayerWeights& weights) {
+  if (!weights.layout.static_inputs) return "no static input scales were loaded";
+  for (int64_t slot = 0; slot < weights.num_slots; ++slot) {
+    const float w1 = input_scale(weights, slot, Part::kW1);
+    if (!(w1 > 0.0F) || !(input_scale(weights, slot, Part::kW2) > 0.0F)) {
+      return fmt::format("slot {}: an input scale is missing or not above 0", slot);
+    }
+    if (!weights.layout.gated || input_scale(weights, slot, Part::kW3) == w1) continue;
+    return fmt::format("slot {}: the static input scales of w1 and w3 differ ({} and {})", slot, w1,
+                       input_scale(weights, slot, Part::kW3));
+  }
+  return "";
+}
+
+// A rank has a piece of w2's inputs: of its own scale only if no other rank has a part of what the
+// scale follows from.
+bool scales_span_ranks(const MoeLayerWeights& weights) {
+  const RowFormat& format = weights.activations.format;
+  for (int rank = 1; format.needs_amax() && rank < weights.parallel.tp_size; ++rank) {
+    const Slice slice = split_in_units(weights.spec.intermediate_size, weights.cut_unit,
+                                       weights.parallel.tp_size, rank);
+    if (format.group_size == 0 || slice.begin % format.group_size != 0) return true;
+  }
+  return false;
+}
+
+std::string find_activations_obstacle(const MoeLayerWeights& weights) {
+  if (!weights.activations.refusal.empty()) return weights.activations.refusal;
+  if (scales_span_ranks(weights)) return "scales of w2's inputs follow from several ranks' columns";
+  return weights.activations.format.is_static() ? static_scale_obstacle(weights) : "";
+}
+
 DeviceSlotLayout layout_of(const SlotLayout& host, int layer, std::string_view what) {
   if (!host.w13_panels.format.coded() && host.dtype == DType::kF32) {
     log(LogLevel::kWarn, "layer {}: {}: f32 weights are rounded to bf16 for the GPU", layer, what);
@@ -141,6 +184,15 @@ DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeigh
                ErrorCode::kInvalidArgument, "layer {}: weights were loaded for another expert map",
                spec.layer);
   layout = layout_of(weights.layout, spec.layer, "experts");
+  activations_obstacle = find_activations_obstacle(weights);
+  std::vector<float> static_scales;
+  if (activations.format.is_static() && activations_obstacle.empty()) {
+    for (const Part part : {Part::kW1, Part::kW2}) {
+      for (int64_t slot = 0; slot < num_slots; ++slot)
+        static_scales.push_back(input_scale(weights, slot, part));
+    }
+  }
+  input_scales = upload(device, static_scales.data(), static_scales.size());
   const bool adds_w2_bias = parallel.tp_rank() == 0;
   experts = std::make_shared<const DeviceExperts>(
       device, map, ep_rank,

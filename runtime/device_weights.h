@@ -48,6 +48,9 @@ struct DeviceWeights {
   std::shared_ptr<Device> device;
   MoeLayerSpec spec;
   ActivationScheme activations;  ///< what the checkpoint declares for the routed experts' inputs
+  std::string activations_obstacle;  ///< why inputs cannot be quantized like that, or empty
+  /// f32 [2, num_slots]: static scales of the inputs of w13 and of w2; empty with another scheme
+  DeviceBuffer input_scales;
   ParallelConfig parallel;
   DeviceSlotLayout layout;
   std::shared_ptr<const DeviceExperts> experts;  ///< as loaded

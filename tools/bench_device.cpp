@@ -18,12 +18,12 @@ DeviceBuffer upload(const std::shared_ptr<Device>& device, const std::vector<T>&
   return buffer;
 }
 
-/// A batch on the device, captured.
+/// A batch on the device.
 struct Call {
+  size_t layer;
   DeviceBuffer hidden_states;
   DeviceBuffer topk_ids;
   DeviceBuffer topk_weights;
-  std::unique_ptr<OwnedGraph> graph;
 };
 
 class DeviceBench {
@@ -68,13 +68,26 @@ class DeviceBench {
     const DeviceBuffer out(device_, values * sizeof(float));
     std::vector<Call> calls;
     for (const BenchBatch& batch : batches)
-      calls.push_back(capture(batch, num_tokens, workspace, out.as<float>()));
-    calls[0].graph->launch(stream_.handle());
+      calls.push_back(upload_batch(batch));
+    device_->synchronize(nullptr);
+    const auto forward = [&](const Call& call) {
+      layers_[call.layer]->forward({.num_tokens = num_tokens,
+                                    .hidden_states = call.hidden_states.as<float>(),
+                                    .topk_ids = call.topk_ids.as<int32_t>(),
+                                    .topk_weights = call.topk_weights.as<float>()},
+                                   workspace, out.as<float>(), stream_.handle());
+    };
+    forward(calls[0]);
     std::vector<float> first(values);
     device_->copy_out(first.data(), out.data(), out.size(), stream_.handle());
     device_->synchronize(stream_.handle());
 
-    BenchRow row = time(calls);
+    // One graph of all calls, as engines capture all layers of a step.
+    const OwnedGraph graph(device_, stream_.handle(), [&] {
+      for (const Call& call : calls)
+        forward(call);
+    });
+    BenchRow row = time(static_cast<int>(calls.size()), [&] { graph.launch(stream_.handle()); });
     row.rel_err = output_error(*model_.layers[batches[0].layer], batches[0], first, 4);
     row.shape = model_.shape;
     row.impl = fmt::format("gantry {} {}", device_->attributes().name, model_.format);
@@ -113,26 +126,9 @@ class DeviceBench {
   }
 
  private:
-  Call capture(const BenchBatch& batch, int64_t num_tokens, DeviceWorkspace& workspace,
-               float* out) {
-    Call call{upload(device_, batch.hidden_states), upload(device_, batch.topk_ids),
-              upload(device_, batch.topk_weights), nullptr};
-    device_->synchronize(nullptr);
-    const DeviceMoeInput input{.num_tokens = num_tokens,
-                               .hidden_states = call.hidden_states.as<float>(),
-                               .topk_ids = call.topk_ids.as<int32_t>(),
-                               .topk_weights = call.topk_weights.as<float>()};
-    call.graph = std::make_unique<OwnedGraph>(device_, stream_.handle(), [&] {
-      layers_[batch.layer]->forward(input, workspace, out, stream_.handle());
-    });
-    return call;
-  }
-
-  BenchRow time(const std::vector<Call>& calls) {
-    return time(static_cast<int>(calls.size()), [&] {
-      for (const Call& call : calls)
-        call.graph->launch(stream_.handle());
-    });
+  Call upload_batch(const BenchBatch& batch) {
+    return {batch.layer, upload(device_, batch.hidden_states), upload(device_, batch.topk_ids),
+            upload(device_, batch.topk_weights)};
   }
 
   // Rounds until the time is up, three at least; the time of a call is that of its round over the

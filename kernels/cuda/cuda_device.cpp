@@ -9,6 +9,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
+#include "kernels/cuda/cuda_current.cuh"
 #include "kernels/cuda/cuda_errors.h"
 #include "kernels/cuda/cuda_kernels.h"
 
@@ -26,7 +27,7 @@ cudaStream_t stream_of(StreamHandle stream) { return static_cast<cudaStream_t>(s
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int index) : index_(index) {
-    use();
+    const CurrentGpu current(index);
     cudaDeviceProp properties{};
     check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
     std::array<char, 32> bus_id{};
@@ -34,6 +35,7 @@ class CudaDevice final : public Device {
     attributes_ = {
         .name = properties.name,
         .bus_id = bus_id.data(),
+        .index = index,
         .compute_capability = 10 * properties.major + properties.minor,
         .num_sms = properties.multiProcessorCount,
         .max_threads_per_block = properties.maxThreadsPerBlock,
@@ -50,14 +52,14 @@ class CudaDevice final : public Device {
   }
 
   void* allocate(size_t bytes) override {
-    use();
+    const CurrentGpu current(index_);
     void* memory = nullptr;
     check_cuda(cudaMalloc(&memory, bytes), "cudaMalloc");
     return memory;
   }
   void release(void* memory) noexcept override { note(cudaFree(memory), "cudaFree"); }
   void* allocate_pinned(size_t bytes) override {
-    use();
+    const CurrentGpu current(index_);
     void* memory = nullptr;
     check_cuda(cudaMallocHost(&memory, bytes), "cudaMallocHost");
     return memory;
@@ -67,7 +69,7 @@ class CudaDevice final : public Device {
   }
 
   StreamHandle create_stream() override {
-    use();
+    const CurrentGpu current(index_);
     cudaStream_t stream = nullptr;
     check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
     return stream;
@@ -76,21 +78,21 @@ class CudaDevice final : public Device {
     note(cudaStreamDestroy(stream_of(stream)), "cudaStreamDestroy");
   }
   void synchronize(StreamHandle stream) override {
-    use();
+    const CurrentGpu current(index_);
     check_cuda(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
   bool idle(StreamHandle stream) override {
-    use();
+    const CurrentGpu current(index_);
     const cudaError_t status = cudaStreamQuery(stream_of(stream));
     if (status == cudaErrorNotReady) return false;
     check_cuda(status, "cudaStreamQuery");
     return true;
   }
-  void make_current() override { use(); }
+  void make_current() override { check_cuda(cudaSetDevice(index_), "cudaSetDevice"); }
   void hand_over(StreamHandle /*stream*/) override {}
 
   EventHandle create_event() override {
-    use();
+    const CurrentGpu current(index_);
     cudaEvent_t event = nullptr;
     check_cuda(cudaEventCreate(&event), "cudaEventCreate");
     return event;
@@ -99,17 +101,17 @@ class CudaDevice final : public Device {
     note(cudaEventDestroy(static_cast<cudaEvent_t>(event)), "cudaEventDestroy");
   }
   void record(EventHandle event, StreamHandle stream) override {
-    use();
+    const CurrentGpu current(index_);
     check_cuda(cudaEventRecord(static_cast<cudaEvent_t>(event), stream_of(stream)),
                "cudaEventRecord");
   }
   void wait_for(EventHandle event, StreamHandle stream) override {
-    use();
+    const CurrentGpu current(index_);
     check_cuda(cudaStreamWaitEvent(stream_of(stream), static_cast<cudaEvent_t>(event), 0),
                "cudaStreamWaitEvent");
   }
   double elapsed_ms(EventHandle start, EventHandle end) override {
-    use();
+    const CurrentGpu current(index_);
     float ms = 0.0F;
     check_cuda(
         cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end)),
@@ -118,7 +120,7 @@ class CudaDevice final : public Device {
   }
 
   GraphHandle capture(StreamHandle stream, const std::function<void()>& enqueue) override {
-    use();
+    const CurrentGpu current(index_);
     check_cuda(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal),
                "cudaStreamBeginCapture");
     cudaGraph_t graph = nullptr;
@@ -137,7 +139,7 @@ class CudaDevice final : public Device {
     return executable;
   }
   void launch_graph(GraphHandle graph, StreamHandle stream) override {
-    use();
+    const CurrentGpu current(index_);
     check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(stream)),
                "cudaGraphLaunch");
   }
@@ -156,17 +158,14 @@ class CudaDevice final : public Device {
   }
   void clear(void* device, size_t bytes, StreamHandle stream) override {
     if (bytes == 0) return;
-    use();
+    const CurrentGpu current(index_);
     check_cuda(cudaMemsetAsync(device, 0, bytes, stream_of(stream)), "cudaMemsetAsync");
   }
 
  private:
-  // The current device is a property of the thread.
-  void use() const { check_cuda(cudaSetDevice(index_), "cudaSetDevice"); }
-
   void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, StreamHandle stream) {
     if (bytes == 0) return;
-    use();
+    const CurrentGpu current(index_);
     check_cuda(cudaMemcpyAsync(to, from, bytes, kind, stream_of(stream)), "cudaMemcpyAsync");
   }
 
@@ -204,8 +203,8 @@ std::shared_ptr<Device> open_cuda_device(int index) {
   GANTRY_CHECK(status != cudaErrorNoDevice && (status != cudaSuccess || count > 0),
                ErrorCode::kCuda, "cuda:{}: there is a CUDA driver, but no GPU", index);
   check_cuda(status, "cudaGetDeviceCount");
-  GANTRY_CHECK(index < count, ErrorCode::kInvalidArgument, "cuda:{}: there are {} GPUs", index,
-               count);
+  GANTRY_CHECK(index < count && index < kMostGpus, ErrorCode::kInvalidArgument,
+               "cuda:{}: there are {} GPUs", index, count);
   return std::make_shared<CudaDevice>(index);
 }
 

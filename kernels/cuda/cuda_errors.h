@@ -8,6 +8,9 @@
 
 namespace gantry {
 
+/// GPUs of a host at most.
+inline constexpr int kMostGpus = 64;
+
 /// @param status a cudaError_t
 /// @throws Error kCuda (kOutOfMemory for cudaErrorMemoryAllocation) with CUDA's own words
 void check_cuda(int status, const char* call);

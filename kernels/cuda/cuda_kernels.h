@@ -19,6 +19,7 @@ GemmLaunches cuda_gemm_e4m3();
 GemmLaunches cuda_gemm_int8();
 GemmLaunches cuda_gemm_int4();
 GemmLaunches cuda_gemm_e2m1();
+GemmLaunches cuda_gemm_row_groups();
 
 WgmmaLaunches cuda_wgmma_bf16();
 WgmmaLaunches cuda_wgmma_f16();

@@ -4,43 +4,61 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <atomic>
+
+#include "kernels/cuda/cuda_current.cuh"
 #include "kernels/cuda/cuda_errors.h"
 #include "kernels/cuda/device_machine.cuh"
 #include "kernels/cuda/gemm_launches.h"
 
 namespace gantry {
 
+// For sm_90 ptxas keeps registers low by itself, so that more blocks fit; elsewhere it does so by
+// keeping some in memory, unless it is told that one block is enough.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#define GANTRY_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#else
+#define GANTRY_LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
+#endif
+
 template <class Kernel>
-__global__ void __launch_bounds__(kMaxThreads<Kernel>)
+__global__ void GANTRY_LAUNCH_BOUNDS(kMaxThreads<Kernel>)
     run_kernel(const __grid_constant__ Kernel kernel) {
   DeviceMachine machine;
   machine.begin();
   kernel.run(machine);
 }
 
-/// Whether a kernel's code waits for the kernel before it: `DeviceMachine::begin` does from sm_90
-/// on, but later GPUs may run code that was made from PTX of sm_80.
-inline bool waits_for_kernel_before(const void* function) {
-  cudaFuncAttributes attributes{};
-  check_cuda(cudaFuncGetAttributes(&attributes, function), "cudaFuncGetAttributes");
-  return attributes.ptxVersion >= 90;
+/// Prepares a kernel for the current GPU: all shared memory that a block may opt in to. Once for
+/// each kernel and GPU, as it costs as much as a launch; it loads the kernel's code, too.
+/// @return whether the code waits for the kernel before it: `DeviceMachine::begin` does from sm_90
+///         on, but later GPUs may run code that was made from PTX of sm_80
+inline bool prepare_kernel(const void* function, const DeviceAttributes& attributes) {
+  check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(attributes.shared_bytes_per_block)),
+             "cudaFuncSetAttribute");
+  cudaFuncAttributes found{};
+  check_cuda(cudaFuncGetAttributes(&found, function), "cudaFuncGetAttributes");
+  return found.ptxVersion >= 90;
 }
 
-/// Launches `function(kernel)`. After a kernel of the same stream it may be started before that one
-/// has ended (programmatic dependent launch, sm_90 and later): every kernel begins by waiting for
-/// the one before it (`DeviceMachine::begin`), so only the launch itself overlaps.
-template <class Kernel>
-void launch_cuda(void (*function)(Kernel), const Kernel& kernel, const LaunchShape& shape,
-                 const DeviceAttributes& attributes, const StreamPlace& stream) {
+/// Launches `kFunction(kernel)`. After a kernel of the same stream it may be started before that
+/// one has ended (programmatic dependent launch, sm_90 and later): every kernel begins by waiting
+/// for the one before it (`DeviceMachine::begin`), so only the launch itself overlaps.
+template <auto kFunction, class Kernel>
+void launch_cuda(const Kernel& kernel, const LaunchShape& shape, const DeviceAttributes& attributes,
+                 const StreamPlace& stream) {
   check_launch(shape, attributes);
   if (shape.blocks == 0) return;
-  const auto shared = static_cast<size_t>(shape.shared_bytes);
-  constexpr size_t kWithoutOptIn = 48 << 10;
-  if (shared > kWithoutOptIn) {
-    check_cuda(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(function),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "cudaFuncSetAttribute");
+  const CurrentGpu current(attributes.index);
+  const auto* function = reinterpret_cast<const void*>(kFunction);
+  enum : int { kUnprepared, kPrepared, kWaits };
+  static std::array<std::atomic<int>, kMostGpus> states{};
+  std::atomic<int>& state = states[static_cast<size_t>(attributes.index)];
+  if (state.load(std::memory_order_acquire) == kUnprepared) {
+    const bool waits = prepare_kernel(function, attributes);  // twice does no harm
+    state.store(waits ? kWaits : kPrepared, std::memory_order_release);
   }
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -48,22 +66,21 @@ void launch_cuda(void (*function)(Kernel), const Kernel& kernel, const LaunchSha
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
-  config.dynamicSmemBytes = shared;
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream.handle);
   config.attrs = &overlap;
-  const auto* code = reinterpret_cast<const void*>(function);
   const bool overlaps =
-      stream.after_kernel && attributes.compute_capability >= 90 && waits_for_kernel_before(code);
+      stream.after_kernel && attributes.compute_capability >= 90 && state.load() == kWaits;
   config.numAttrs = overlaps ? 1 : 0;
   void* arguments[] = {const_cast<Kernel*>(&kernel)};
-  check_cuda(cudaLaunchKernelExC(&config, code, arguments), "kernel launch");
+  check_cuda(cudaLaunchKernelExC(&config, function, arguments), "kernel launch");
 }
 
 struct CudaBackend {
   template <class Kernel>
   static void launch(const Kernel& kernel, const LaunchShape& shape,
                      const DeviceAttributes& attributes, const StreamPlace& stream) {
-    launch_cuda(run_kernel<Kernel>, kernel, shape, attributes, stream);
+    launch_cuda<run_kernel<Kernel>>(kernel, shape, attributes, stream);
   }
 };
 

@@ -20,7 +20,7 @@ struct Sm90Backend {
   template <class Kernel>
   static void launch(const Kernel& kernel, const LaunchShape& shape,
                      const DeviceAttributes& attributes, const StreamPlace& stream) {
-    launch_cuda(run_kernel_sm90a<Kernel>, kernel, shape, attributes, stream);
+    launch_cuda<run_kernel_sm90a<Kernel>>(kernel, shape, attributes, stream);
   }
 };
 

@@ -34,6 +34,7 @@ using GraphHandle = void*;
 struct DeviceAttributes {
   std::string name;
   std::string bus_id{};        ///< which GPU of the host it is, or empty: none
+  int index = 0;               ///< the N of cuda:N
   int compute_capability = 0;  ///< 10 * major + minor: 90 for Hopper
   int num_sms = 0;
   int max_threads_per_block = 0;

@@ -53,6 +53,8 @@ struct DeviceKernels {
   KernelLaunch<GatherChoiceRows> gather_choices;
   KernelLaunch<DigestWords> digest_words;
   std::array<GemmLaunches, kNumDeviceElements> gemm;  ///< by DeviceElement
+  /// e4m3 weights x rows of codes in bf16 with a scale for 128 k, those that every GPU has.
+  GemmLaunches gemm_row_groups;
   /// e4m3 weights x e4m3 rows (ExpertGemm::x8), tiles of 128 tokens; null where a device has none.
   KernelLaunch<ExpertGemm> gemm_rows8 = nullptr;
   // Ceilings

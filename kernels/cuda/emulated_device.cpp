@@ -46,7 +46,8 @@ struct EmulatedBackend {
 template <DeviceElement... kElements>
 DeviceKernels make_kernels(bool sm90a) {
   using B = EmulatedBackend;
-  DeviceKernels kernels = device_kernels<B>({gemm_launches<B, kElements>()...});
+  DeviceKernels kernels = device_kernels<B>({gemm_launches<B, kElements>()...},
+                                            gemm_launches<B, DeviceElement::kE4M3, true>());
   if (sm90a) {
     (add_wgmma(kElements, wgmma_launches<B, kElements>(), kernels), ...);
     add_wgmma_peaks<B>(kernels);

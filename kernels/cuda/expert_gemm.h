@@ -24,9 +24,9 @@ struct ExpertGemm {
   int64_t bias_offset = -1;   ///< f32 [n]; -1: none
   DeviceMatrix matrix = {};
   const uint16_t* x = nullptr;  ///< rows in the order of row_element, of matrix.padded_k columns
-  // Or rows of e4m3 (WgmmaGemm alone reads them):
-  const uint8_t* x8 = nullptr;       ///< in the order of row8_element
-  const float* x_scales = nullptr;   ///< [x_groups, x_scale_stride] of each group and row
+  const uint8_t* x8 = nullptr;  ///< or rows of e4m3 in that of row8_element, WgmmaMath::kRows8
+  // Of rows of codes (QuantizeExpertRows):
+  const float* x_scales = nullptr;   ///< [x_groups, x_scale_stride] of each group and row, or null
   int64_t x_groups = 0;              ///< 1: of the whole row; else of 128 k each
   int64_t x_scale_stride = 0;        ///< a multiple of 4: rows
   const TokenTile* tiles = nullptr;  ///< of RowPlan; null: dense_rows rows of slot 0
@@ -84,22 +84,27 @@ struct ExpertGemm {
   /// first_row + 8 * column_tile and on.
   GANTRY_DEVICE void finish(const TokenTile& tokens, const Outputs& outputs, int column_tile,
                             int lane, const float (&c)[4]) const {
-    float sums[4];
-    GANTRY_UNROLL
-    for (int e = 0; e < 4; ++e)
-      sums[e] = c[e] * outputs.scale[e / 2] + outputs.bias[e / 2];
     GANTRY_UNROLL
     for (int j = 0; j < 2; ++j) {
       const int token = 8 * column_tile + lane % 4 * 2 + j;
+      const float row_scale = row_scale_of(tokens.first_row + token);
+      const float first = c[j] * row_scale * outputs.scale[0] + outputs.bias[0];
+      const float second = c[2 + j] * row_scale * outputs.scale[1] + outputs.bias[1];
       if (activated) {
-        store_activated(tokens, outputs.tile, token, lane, sums[j], sums[2 + j]);
+        store_activated(tokens, outputs.tile, token, lane, first, second);
       } else if (token < tokens.num_rows) {
-        store_sums(tokens, outputs, token, sums[j], sums[2 + j]);
+        store_sums(tokens, outputs, token, first, second);
       }
     }
   }
 
  private:
+  // Of codes with one scale a row; sums of groups, and of e4m3 rows, have been multiplied by
+  // theirs.
+  [[nodiscard]] GANTRY_DEVICE float row_scale_of(int64_t row) const {
+    return x_scales != nullptr && x_groups == 1 && x8 == nullptr ? x_scales[row] : 1.0F;
+  }
+
   GANTRY_DEVICE void store_sums(const TokenTile& tokens, const Outputs& outputs, int token,
                                 float first, float second) const {
     float* target = y + (tokens.first_row + token) * matrix.n;
@@ -127,6 +132,25 @@ struct ExpertGemm {
         static_cast<uint16_t>(f16 ? f32_to_f16_bits(value) : f32_to_bf16_bits(value));
   }
 };
+
+/// `add_scaled` of rows of codes with scales of 128 k, for the sums of columns of 8 tokens from
+/// `first_column` of the tile on. @param k16 the last step of the sums, of 16 k
+template <int kColumns>
+GANTRY_DEVICE void add_scaled_rows(const ExpertGemm& gemm, const TokenTile& tokens, int k16,
+                                   int first_column, int lane, const GroupFactors& factors,
+                                   float (&partial)[kColumns][4], float (&sums)[kColumns][4]) {
+  const float* scales = gemm.x_scales + k16 / 8 * gemm.x_scale_stride + tokens.first_row +
+                        int64_t{8} * first_column + lane % 4 * 2;
+  GANTRY_UNROLL
+  for (int c = 0; c < kColumns; ++c) {
+    if ((first_column + c) * 8 >= tokens.num_rows) continue;
+    GANTRY_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      sums[c][e] += partial[c][e] * (factors.scale[e / 2] * scales[8 * c + e % 2]);
+      partial[c][e] = 0.0F;
+    }
+  }
+}
 
 template <DeviceElement kElement, class Machine>
 GANTRY_DEVICE void mma(Machine& m, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,

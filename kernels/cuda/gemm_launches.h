@@ -8,31 +8,32 @@
 
 namespace gantry {
 
-template <DeviceElement kElement, int kColumns>
-inline constexpr int kMaxThreads<SkinnyGemm<kElement, kColumns>> =
-    SkinnyGemm<kElement, kColumns>::kWarps * 32;
+template <DeviceElement kElement, int kColumns, bool kRowGroups>
+inline constexpr int kMaxThreads<SkinnyGemm<kElement, kColumns, kRowGroups>> =
+    SkinnyGemm<kElement, kColumns, kRowGroups>::kWarps * 32;
 
-template <class Backend, DeviceElement kElement, int kColumns>
+template <class Backend, DeviceElement kElement, int kColumns, bool kRowGroups>
 void launch_skinny(const ExpertGemm& gemm, const DeviceAttributes& attributes,
                    const StreamPlace& stream) {
-  const SkinnyGemm<kElement, kColumns> kernel{gemm};
+  const SkinnyGemm<kElement, kColumns, kRowGroups> kernel{gemm};
   Backend::launch(kernel, kernel.launch_shape(most_gemm_blocks(attributes)), attributes, stream);
 }
 
-template <class Backend, DeviceElement kElement>
+template <class Backend, DeviceElement kElement, bool kRowGroups>
 void launch_tiled(const ExpertGemm& gemm, const DeviceAttributes& attributes,
                   const StreamPlace& stream) {
-  TiledGemm<kElement> kernel{gemm, 0};
-  kernel.num_stages = TiledGemm<kElement>::stages_in(attributes.shared_bytes_per_block);
+  TiledGemm<kElement, kRowGroups> kernel{gemm, 0};
+  kernel.num_stages = kernel.stages_in(attributes.shared_bytes_per_block);
   Backend::launch(kernel, kernel.launch_shape(most_gemm_blocks(attributes)), attributes, stream);
 }
 
 /// Those that every GPU has.
-template <class Backend, DeviceElement kElement>
+template <class Backend, DeviceElement kElement, bool kRowGroups = false>
 GemmLaunches gemm_launches() {
-  return {launch_skinny<Backend, kElement, kGemmColumns[0]>,
-          launch_skinny<Backend, kElement, kGemmColumns[1]>,
-          launch_skinny<Backend, kElement, kGemmColumns[2]>, launch_tiled<Backend, kElement>};
+  return {launch_skinny<Backend, kElement, kGemmColumns[0], kRowGroups>,
+          launch_skinny<Backend, kElement, kGemmColumns[1], kRowGroups>,
+          launch_skinny<Backend, kElement, kGemmColumns[2], kRowGroups>,
+          launch_tiled<Backend, kElement, kRowGroups>};
 }
 
 /// A kernel that knows its own launch shape.
@@ -43,8 +44,10 @@ void launch_plain(const Kernel& kernel, const DeviceAttributes& attributes,
 }
 
 /// The table of a backend. @param gemm by DeviceElement: compiled apart, as they take long
+/// @param row_groups DeviceKernels::gemm_row_groups
 template <class Backend>
-DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>& gemm) {
+DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>& gemm,
+                             const GemmLaunches& row_groups) {
   return {.linear = launch_plain<Backend, LinearRows>,
           .rms_norm = launch_plain<Backend, RmsNormRows>,
           .add_rows = launch_plain<Backend, AddRows>,
@@ -61,6 +64,7 @@ DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>&
           .gather_choices = launch_plain<Backend, GatherChoiceRows>,
           .digest_words = launch_plain<Backend, DigestWords>,
           .gemm = gemm,
+          .gemm_row_groups = row_groups,
           .gemm_rows8 = nullptr,
           .read_memory = launch_plain<Backend, ReadMemory>,
           .mma_peak = launch_plain<Backend, MmaPeak>,

@@ -211,21 +211,30 @@ struct RouteTokens {
     m.sync_warp();
     if (!of_each) return;
     // Best first, over all groups: each id goes to the place that the number of better ones says.
-    int32_t own_id[kMaxIdsOfLane];
-    int place[kMaxIdsOfLane];
-    int count = 0;
-    for (int i = w.lane; i < spec.top_k; i += 32) {
-      const Candidate own{ranked(w.selection[w.ids[i]]), w.ids[i]};
-      int before = 0;
-      for (int j = 0; j < spec.top_k; ++j)
-        before += j != i && beats({ranked(w.selection[w.ids[j]]), w.ids[j]}, own) ? 1 : 0;
-      own_id[count] = own.index;
-      place[count++] = before;
+    int32_t own_id[kMaxIdsOfLane] = {};
+    int place[kMaxIdsOfLane] = {};
+    GANTRY_UNROLL
+    for (int own = 0; own < kMaxIdsOfLane; ++own) {  // unrolled: arrays of registers
+      const int i = w.lane + 32 * own;
+      if (i >= spec.top_k) continue;
+      own_id[own] = w.ids[i];
+      place[own] = place_in_order(w, i);
     }
     m.sync_warp();
-    for (int i = 0; i < count; ++i)
-      w.ids[place[i]] = own_id[i];
+    GANTRY_UNROLL
+    for (int own = 0; own < kMaxIdsOfLane; ++own)
+      if (w.lane + 32 * own < spec.top_k) w.ids[place[own]] = own_id[own];
     m.sync_warp();
+  }
+
+  // How many of the ids come before the i-th.
+  GANTRY_DEVICE int place_in_order(const Warp& w, int i) const {
+    const Candidate own{ranked(w.selection[w.ids[i]]), w.ids[i]};
+    int before = 0;
+    GANTRY_NO_UNROLL
+    for (int j = 0; j < spec.top_k; ++j)
+      before += j != i && beats({ranked(w.selection[w.ids[j]]), w.ids[j]}, own) ? 1 : 0;
+    return before;
   }
 
   template <class Machine>

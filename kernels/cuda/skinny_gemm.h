@@ -11,8 +11,10 @@
 
 namespace gantry {
 
-template <DeviceElement kElement, int kColumns>
+/// @tparam kRowGroups rows are codes with a scale for 128 k (ExpertGemm::x_scales)
+template <DeviceElement kElement, int kColumns, bool kRowGroups = false>
 struct SkinnyGemm {
+  static_assert(!kRowGroups || is_coded(kElement), "sums are promoted for coded weights only");
   static constexpr int kWarps = 4;
   /// Chunks that a warp has in flight while it multiplies as many others: 2 KB each way a warp.
   static constexpr int kPrefetch = 4;
@@ -103,7 +105,12 @@ struct SkinnyGemm {
         mma<kElement>(m, is_coded(kElement) ? partial[c] : sums[c], a, b[lane], b[32 + lane]);
       }
       const bool ends = step == kSteps - 1 || (grouped && (k16 + 1) % group16 == 0);
-      if (is_coded(kElement) && ends) add_scaled(factors, partial, sums);
+      if (!is_coded(kElement) || !ends) continue;
+      if constexpr (kRowGroups) {
+        add_scaled_rows(gemm, tokens, k16, 0, lane, factors, partial, sums);
+      } else {
+        add_scaled(factors, partial, sums);
+      }
     }
   }
 

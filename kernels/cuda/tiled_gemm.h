@@ -13,8 +13,10 @@
 
 namespace gantry {
 
-template <DeviceElement kElement>
+/// @tparam kRowGroups as SkinnyGemm's
+template <DeviceElement kElement, bool kRowGroups = false>
 struct TiledGemm {
+  static_assert(!kRowGroups || is_coded(kElement));
   static constexpr int kColumns = 16;     // of 8 tokens, of the block
   static constexpr int kWeightTiles = 8;  // of the block
   static constexpr int kWarpColumns = 8;
@@ -186,7 +188,13 @@ struct TiledGemm {
                           b[32 + part.lane]);
           }
           const bool ends = in_stage == 3 || (grouped && (k16 + 1) % group16 == 0);
-          if (is_coded(kElement) && ends) add_scaled(factors, partial, sums[t]);
+          if (!is_coded(kElement) || !ends) continue;
+          if constexpr (kRowGroups) {
+            add_scaled_rows(gemm, tokens, k16, part.first_column, part.lane, factors, partial,
+                            sums[t]);
+          } else {
+            add_scaled(factors, partial, sums[t]);
+          }
         }
       }
     }

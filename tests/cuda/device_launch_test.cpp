@@ -33,6 +33,7 @@ template <DeviceElement kElement>
 void expect_gemms_fit(const DeviceAttributes& gpu, const ExpertGemm& gemm) {
   const int64_t most = most_gemm_blocks(gpu);
   EXPECT_EQ(launch_problem(SkinnyGemm<kElement, 1>{gemm}.launch_shape(most), gpu), "");
+  EXPECT_EQ(launch_problem(SkinnyGemm<kElement, 2>{gemm}.launch_shape(most), gpu), "");
   EXPECT_EQ(launch_problem(SkinnyGemm<kElement, 4>{gemm}.launch_shape(most), gpu), "");
   const int stages = TiledGemm<kElement>::stages_in(gpu.shared_bytes_per_block);
   EXPECT_GE(stages, 3) << gpu.name;
@@ -79,14 +80,22 @@ TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
   GatherChoiceRows choices;
   choices.num_rows = kChoices;
   choices.n = 7168;
+  QuantizeExpertRows quantize{};
+  quantize.padded_k = 7168;
+  quantize.max_rows = gather.max_rows;
+  quantize.kind = RowQuantization::kFp8Group;
   for (const DeviceAttributes& gpu : known_gpus()) {
     EXPECT_EQ(launch_problem(lists.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(tokens.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(returned.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(choices.launch_shape(), gpu), "");
     expect_gemms_fit<DeviceElement::kBF16>(gpu, gemm);
+    expect_gemms_fit<DeviceElement::kF16>(gpu, gemm);
     expect_gemms_fit<DeviceElement::kE4M3>(gpu, gemm);
+    expect_gemms_fit<DeviceElement::kInt8>(gpu, gemm);
+    expect_gemms_fit<DeviceElement::kInt4>(gpu, gemm);
     expect_gemms_fit<DeviceElement::kE2M1>(gpu, gemm);
+    EXPECT_EQ(launch_problem(quantize.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(route.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(CountChoices{plan}.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(ScanCounts{plan}.launch_shape(), gpu), "");
@@ -98,6 +107,9 @@ TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
   }
 }
 
+/// Shared memory that a block has and dynamic shared memory does not: 1 KB of the system's.
+constexpr int64_t kSharedWindow = 1024;
+
 template <DeviceElement kElement, WgmmaMath kMath, int kColumns>
 void expect_wgmma_fits(const ExpertGemm& gemm) {
   using Kernel = WgmmaGemm<kElement, kMath, kColumns>;
@@ -108,10 +120,25 @@ void expect_wgmma_fits(const ExpertGemm& gemm) {
   const LaunchShape shape = Kernel{gemm, stages}.launch_shape(hopper.num_sms);
   EXPECT_EQ(launch_problem(shape, hopper), "");
   EXPECT_LE(shape.blocks, hopper.num_sms);
-  // fewer_registers<40> of the producer, more_registers<232> of the others.
-  EXPECT_LE(128 * 40 + Kernel::kConsumerThreads * 232, 65536);
+  // fewer_registers<40> of the producer, more_registers<232> of the others: what a block of
+  // kThreads has at launch, 168 each, no more (the inc would wait for ever) and no less.
+  EXPECT_EQ(128 * 40 + Kernel::kConsumerThreads * 232, Kernel::kThreads * 168);
+  EXPECT_LE(Kernel::kThreads * 168, 65536);
   EXPECT_EQ(Kernel::kStageBytes % 128, 0);
   EXPECT_EQ(Kernel::kStagesAt % 128, 0);
+  // What a barrier can expect, and what descriptors can name (PTX ISA: tx-count, 18-bit addresses).
+  EXPECT_LT(Kernel::kStageBytes, 1 << 20);
+  EXPECT_LT(kSharedWindow + shape.shared_bytes, 1 << 18);
+  // Destinations and sizes of cp.async.bulk are multiples of 16, wherever a stage begins and
+  // however little of k is left.
+  for (const int64_t at : {int64_t{Kernel::kRowsAt}, int64_t{Kernel::kScalesAt},
+                           int64_t{Kernel::kZerosAt}, int64_t{Kernel::kRowScalesAt},
+                           int64_t{Kernel::kTileBytes}, int64_t{Kernel::kColumnBytes}}) {
+    EXPECT_EQ(at % 16, 0);
+  }
+  EXPECT_EQ(Kernel::kTileBytes / Kernel::kDepth * kDeviceDepth % 16, 0);
+  EXPECT_EQ(Kernel::kColumnBytes / Kernel::kDepth * kDeviceDepth % 16, 0);
+  EXPECT_EQ(Kernel::kDepth % kDeviceDepth, 0);
 }
 
 TEST(DeviceLaunchTest, WgmmaKernelsFitHopper) {
@@ -122,6 +149,9 @@ TEST(DeviceLaunchTest, WgmmaKernelsFitHopper) {
   using M = WgmmaMath;
   expect_wgmma_fits<E::kBF16, M::kPlain, 16>(gemm);
   expect_wgmma_fits<E::kBF16, M::kPlain, 32>(gemm);
+  expect_wgmma_fits<E::kF16, M::kPlain, 16>(gemm);
+  expect_wgmma_fits<E::kF16, M::kPlain, 32>(gemm);
+  expect_wgmma_fits<E::kE2M1, M::kPromoted, 16>(gemm);
   expect_wgmma_fits<E::kE4M3, M::kPromoted, 16>(gemm);
   expect_wgmma_fits<E::kE4M3, M::kRows8, 16>(gemm);
   expect_wgmma_fits<E::kInt8, M::kPromoted, 16>(gemm);

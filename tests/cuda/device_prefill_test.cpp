@@ -101,10 +101,24 @@ TEST_F(DevicePrefillTest, AGraphHasBothStreams) {
   }
 }
 
-// The checkpoint declares fp8 activations in groups of 128: the host simulates them in f32, wgmma
-// multiplies the codes.
-TEST_F(DevicePrefillTest, QuantizedRowsMatchTheHostsSimulation) {
-  MoeModel model(golden_root() / "quant" / "hf_fp8-block-fused", /*names_only=*/false);
+struct SchemeCase {
+  const char* name;
+  const char* checkpoint;
+  RowQuantization kind;
+  int64_t tokens;
+  bool hopper;
+  const char* text;  ///< what the layer says of its kernels
+};
+
+class DeviceSchemeTest : public DevicePrefillTest,
+                         public testing::WithParamInterface<SchemeCase> {};
+
+// The checkpoint declares how activations are quantized: the host simulates that in f32, the device
+// multiplies codes.
+TEST_P(DeviceSchemeTest, MatchesTheHostsSimulation) {
+  const bool emulated = device->attributes().name.starts_with("emulated");
+  if (emulated) device = open_emulated_device(3, GetParam().hopper ? 90 : 86);
+  MoeModel model(golden_root() / "quant" / GetParam().checkpoint, /*names_only=*/false);
   ASSERT_TRUE(model.report().ok());
   const MoeLayerSpec& spec = model.config().layers.at(0);
   const ExpertMap experts = ExpertMap::create(spec.num_experts, 1, Placement::kLinear);
@@ -115,36 +129,58 @@ TEST_F(DevicePrefillTest, QuantizedRowsMatchTheHostsSimulation) {
   const auto weights = [&] {
     return loader.load_layer(spec.layer, {}, experts, load, model.report(), stats);
   };
-  const RowFormat format = weights().activations.format;
-  ASSERT_EQ(format.kind, RowQuantization::kFp8Group);
-  constexpr int64_t kTokens = 80;  // 40 rows an expert
-  const std::vector<float> x = rng.normals(static_cast<size_t>(kTokens * spec.hidden_size));
+  ASSERT_EQ(weights().activations.format.kind, GetParam().kind);
+  const int64_t tokens = GetParam().tokens;
+  const std::vector<float> x = rng.normals(static_cast<size_t>(tokens * spec.hidden_size));
 
   FusedMoeOptions host_options;
   host_options.activations = ActivationDType::kScheme;
   host_options.threads.count = 1;
   const FusedMoeLayer host(weights(), experts, host_options, nullptr);
-  Workspace workspace = host.make_workspace(kTokens);
+  Workspace workspace = host.make_workspace(tokens);
   std::vector<float> expected(x.size());
   host.forward({.hidden_states = x}, workspace, expected);
 
   DeviceMoeOptions options = one_thread();
   options.quantize_rows = true;
+  options.generic_kernels = !GetParam().hopper;
   const DeviceMoeLayer quantized(device, weights(), experts, options);
-  EXPECT_NE(quantized.kernel_text().find("e4m3 x e4m3"), std::string::npos)
-      << quantized.kernel_text();
+  if (emulated || !GetParam().hopper) {
+    EXPECT_NE(quantized.kernel_text().find(GetParam().text), std::string::npos)
+        << quantized.kernel_text();
+  }
   const double error = relative_error(forward(quantized, {.hidden_states = x}), expected);
-  // What is between the GEMMs is rounded to bf16 first: by d <= 2^-9 of a value. Codes are steps of
-  // s = 2^-4 to 2^-3 of a value apart, so that a share of 2 d / s of them falls to the other side,
-  // a step each: sqrt(2 d / s) * s of the norm, at most 2^-2 * 2^-3.
+  // What is between the GEMMs is rounded to bf16 first: by d <= 2^-9 of a value. Codes of e4m3 are
+  // steps of s = 2^-4 to 2^-3 of a value apart, so that a share of 2 d / s of them falls to the
+  // other side, a step each: sqrt(2 d / s) * s of the norm, at most 2^-2 * 2^-3. Steps of int8 are
+  // 1/127 of the row's largest value, less for all but the smallest ones.
   EXPECT_LE(error, 0x1p-5) << rng.seed();
   EXPECT_GT(error, 0.0);
+  if (GetParam().kind == RowQuantization::kInt8Token) return;
 
   options.quantize_rows = false;
   const DeviceMoeLayer plain(device, weights(), experts, options);
   const double without = relative_error(forward(plain, {.hidden_states = x}), expected);
   EXPECT_GT(without, 1.5 * error) << "the noise of all codes is larger than that of a few";
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    Schemes, DeviceSchemeTest,
+    testing::Values(SchemeCase{"GroupsOnWgmma", "hf_fp8-block-fused", RowQuantization::kFp8Group,
+                               80, true, "e4m3 x e4m3 with wgmma"},
+                    SchemeCase{"GroupsOfFewTokens", "hf_fp8-block-fused",
+                               RowQuantization::kFp8Group, 5, true, "codes in bf16 below"},
+                    SchemeCase{"GroupsEverywhere", "hf_fp8-block-fused", RowQuantization::kFp8Group,
+                               150, false, "codes in bf16, mma.sync"},
+                    SchemeCase{"StaticOnWgmma", "quark-fp8", RowQuantization::kFp8Static, 90, true,
+                               "e4m3 x e4m3 with wgmma"},
+                    SchemeCase{"StaticOfFewTokens", "quark-fp8", RowQuantization::kFp8Static, 6,
+                               false, "rows fp8 static: codes in bf16"},
+                    SchemeCase{"Int8OnWgmma", "llmcompressor-w8a8", RowQuantization::kInt8Token, 90,
+                               true, "rows int8 per token: codes in bf16"},
+                    SchemeCase{"Int8OfFewTokens", "llmcompressor-w8a8", RowQuantization::kInt8Token,
+                               6, false, "rows int8 per token: codes in bf16"}),
+    [](const auto& tested) { return std::string(tested.param.name); });
 
 TEST_F(DevicePrefillTest, SaysWhyRowsAreNotQuantized) {
   MoeModel model(golden_root() / "quant" / "hf_fp8-block-fused", /*names_only=*/false);
@@ -160,9 +196,11 @@ TEST_F(DevicePrefillTest, SaysWhyRowsAreNotQuantized) {
     return DeviceMoeLayer(on, weights, experts, options).kernel_text();
   };
   EXPECT_NE(text(open_emulated_device(1, 86)).find("wgmma needs sm_90a"), std::string::npos);
-  EXPECT_NE(text(open_emulated_device(1, 86)).find("e4m3 products need wgmma"), std::string::npos);
+  EXPECT_NE(text(open_emulated_device(1, 86)).find("codes in bf16, mma.sync"), std::string::npos);
   weights.activations.format.kind = RowQuantization::kFp8Static;
-  EXPECT_NE(text(device).find("fp8 static"), std::string::npos);
+  EXPECT_NE(text(device).find("no static input scales were loaded"), std::string::npos);
+  weights.activations.format.kind = RowQuantization::kMxFp8;
+  EXPECT_NE(text(device).find("the scheme is mxfp8"), std::string::npos);
 }
 
 }  // namespace

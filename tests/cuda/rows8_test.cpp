@@ -51,42 +51,81 @@ class Rows8Test : public DeviceTest {
     device = hopper(device);
     if (device->kernels().gemm_rows8 == nullptr) GTEST_SKIP() << "no GPU of sm_90a";
   }
+};
 
+struct RowsCase {
+  const char* name;
+  RowFormat format;
+  bool as_bf16;
+};
+
+constexpr float kStaticScale = 0.037F;
+
+class QuantizeRowsTest : public DeviceTest, public testing::WithParamInterface<RowsCase> {
+ protected:
   struct Codes {
-    std::vector<uint8_t> codes;
+    std::vector<float> codes;  // [rows, padded_k]
     std::vector<float> scales;
   };
+
+  [[nodiscard]] static QuantizeExpertRows kernel_for(int64_t k, int64_t padded_k, int64_t rows) {
+    QuantizeExpertRows kernel{};
+    kernel.top_k = 1;
+    kernel.k = k;
+    kernel.padded_k = padded_k;
+    kernel.max_rows = rows;
+    kernel.kind = GetParam().format.kind;
+    kernel.powers_of_two = GetParam().format.power_of_two_scales;
+    return kernel;
+  }
+
   Codes quantize(QuantizeExpertRows kernel, int32_t rows) {
-    const DeviceArray<uint8_t> codes(device,
-                                     static_cast<size_t>(kernel.max_rows * kernel.padded_k));
+    const auto count = static_cast<size_t>(kernel.max_rows * kernel.padded_k);
+    const DeviceArray<uint8_t> bytes(device, count);
+    const DeviceArray<uint16_t> halves(device, count);
     const DeviceArray<float> scales(device,
                                     static_cast<size_t>(kernel.num_groups() * kernel.max_rows));
     const DeviceArray<int32_t> totals(device, std::vector<int32_t>{rows, 0});
-    kernel.codes = codes.data();
+    // Three slots; every expert is in the second one.
+    const DeviceArray<float> static_scales(device, std::vector<float>{NAN, kStaticScale, NAN});
+    const DeviceArray<int32_t> ids(device, std::vector<int32_t>(16, 2));
+    const DeviceArray<int32_t> slots(device, std::vector<int32_t>{-1, 0, 1});
+    (GetParam().as_bf16 ? reinterpret_cast<void*&>(kernel.codes16)
+                        : reinterpret_cast<void*&>(kernel.codes)) =
+        GetParam().as_bf16 ? static_cast<void*>(halves.data()) : bytes.data();
     kernel.scales = scales.data();
     kernel.totals = totals.data();
+    kernel.static_scales = static_scales.data();
+    kernel.topk_ids = ids.data();
+    kernel.expert_to_slot = slots.data();
     const OwnedStream stream(device);
     device->kernels().quantize(kernel, device->attributes(), stream.handle());
     device->synchronize(stream.handle());
-    return {codes.read(), scales.read()};
+    Codes found{std::vector<float>(count), scales.read()};
+    const std::vector<uint8_t> read8 = bytes.read();
+    const std::vector<uint16_t> read16 = halves.read();
+    for (int64_t row = 0; row < kernel.max_rows; ++row) {
+      for (int64_t k = 0; k < kernel.padded_k; ++k) {
+        const auto at8 = static_cast<size_t>(row8_element(kernel.padded_k, row, k));
+        const auto at16 = static_cast<size_t>(row_element(kernel.padded_k, row, k));
+        found.codes[static_cast<size_t>(row * kernel.padded_k + k)] =
+            GetParam().as_bf16 ? bf16_bits_to_f32(read16[at16]) : e4m3_bits_to_f32(read8[at8]);
+      }
+    }
+    return found;
   }
 
-  /// Codes times scales are what quantize_row leaves, bit for bit.
+  /// Codes times scales are what quantize_row leaves, bit for bit; zeros from k on.
   static void expect_row(const Codes& found, const QuantizeExpertRows& kernel, int64_t row,
                          std::vector<float> values) {
-    const RowFormat format{
-        .kind = kernel.whole_row ? RowQuantization::kFp8Token : RowQuantization::kFp8Group,
-        .group_size = kernel.whole_row ? 0 : 128,
-        .power_of_two_scales = kernel.powers_of_two};
-    quantize_row(format, {values, 0}, {}, 0.0F);
+    quantize_row(GetParam().format, {values, 0}, {}, kStaticScale);
     for (int64_t k = 0; k < kernel.padded_k; ++k) {
-      const float code =
-          e4m3_bits_to_f32(found.codes[static_cast<size_t>(row8_element(kernel.padded_k, row, k))]);
+      const float code = found.codes[static_cast<size_t>(row * kernel.padded_k + k)];
       if (k >= kernel.k) {
         ASSERT_TRUE(code == 0.0F || std::isnan(code)) << "padding " << k;
         continue;
       }
-      const int64_t group = kernel.whole_row ? 0 : k / 128;
+      const int64_t group = kernel.num_groups() == 1 ? 0 : k / 128;
       const float scale = found.scales[static_cast<size_t>(group * kernel.max_rows + row)];
       const float wanted = values[static_cast<size_t>(k)];
       const float value = code * scale;
@@ -96,7 +135,7 @@ class Rows8Test : public DeviceTest {
   }
 };
 
-TEST_F(Rows8Test, QuantizesGatheredRowsAsTheHostDoes) {
+TEST_P(QuantizeRowsTest, QuantizesGatheredRowsAsTheHostDoes) {
   constexpr int64_t kTokens = 5;
   constexpr int64_t kK = 300;
   std::vector<float> x = rng.normals(kTokens * kK, 3.0F);
@@ -110,32 +149,20 @@ TEST_F(Rows8Test, QuantizesGatheredRowsAsTheHostDoes) {
   const std::vector<int32_t> row_choice = {9, 7, 5, 3, 1, 0, -1, -1};
   const DeviceArray<float> device_x(device, x);
   const DeviceArray<int32_t> choices(device, row_choice);
-  for (const bool whole : {false, true}) {
-    for (const bool powers : {false, true}) {
-      if (whole && powers) continue;
-      const QuantizeExpertRows kernel{.x = device_x.data(),
-                                      .row_choice = choices.data(),
-                                      .top_k = 2,
-                                      .totals = nullptr,
-                                      .k = kK,
-                                      .padded_k = 320,
-                                      .max_rows = 16,
-                                      .whole_row = whole,
-                                      .powers_of_two = powers,
-                                      .codes = nullptr,
-                                      .scales = nullptr};
-      const Codes found = quantize(kernel, 8);
-      for (int64_t row = 0; row < 6; ++row) {
-        const auto* begin = x.data() + row_choice[static_cast<size_t>(row)] / 2 * kK;
-        expect_row(found, kernel, row, {begin, begin + kK});
-      }
-      expect_row(found, kernel, 7, std::vector<float>(kK, 0.0F));
-      EXPECT_TRUE(std::isnan(found.scales[8])) << "row 8 is past the batch's rows";
-    }
+  QuantizeExpertRows kernel = kernel_for(kK, 320, 16);
+  kernel.x = device_x.data();
+  kernel.row_choice = choices.data();
+  kernel.top_k = 2;
+  const Codes found = quantize(kernel, 8);
+  for (int64_t row = 0; row < 6; ++row) {
+    const auto* begin = x.data() + row_choice[static_cast<size_t>(row)] / 2 * kK;
+    expect_row(found, kernel, row, {begin, begin + kK});
   }
+  expect_row(found, kernel, 7, std::vector<float>(kK, 0.0F));
+  EXPECT_TRUE(std::isnan(found.scales[8])) << "row 8 is past the batch's rows";
 }
 
-TEST_F(Rows8Test, QuantizesRowsBetweenTheGemms) {
+TEST_P(QuantizeRowsTest, QuantizesRowsBetweenTheGemms) {
   constexpr int64_t kK = 200;
   constexpr int64_t kPadded = 256;
   std::vector<uint16_t> rows(8 * kPadded, 0);
@@ -148,24 +175,33 @@ TEST_F(Rows8Test, QuantizesRowsBetweenTheGemms) {
     }
   }
   const DeviceArray<uint16_t> device_rows(device, rows);
-  const QuantizeExpertRows kernel{.rows = device_rows.data(),
-                                  .totals = nullptr,
-                                  .k = kK,
-                                  .padded_k = kPadded,
-                                  .max_rows = 8,
-                                  .whole_row = false,
-                                  .powers_of_two = false,
-                                  .codes = nullptr,
-                                  .scales = nullptr};
+  const DeviceArray<int32_t> choices(device, std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7});
+  QuantizeExpertRows kernel = kernel_for(kK, kPadded, 8);
+  kernel.rows = device_rows.data();
+  kernel.row_choice = choices.data();
   const Codes found = quantize(kernel, 8);
   for (int64_t r = 0; r < 8; ++r)
     expect_row(found, kernel, r, plain[static_cast<size_t>(r)]);
 }
 
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, QuantizeRowsTest,
+    testing::Values(RowsCase{"Group", {RowQuantization::kFp8Group, 128}, false},
+                    RowsCase{"GroupAsBf16", {RowQuantization::kFp8Group, 128}, true},
+                    RowsCase{"PowersOfTwo", {RowQuantization::kFp8Group, 128, true}, false},
+                    RowsCase{"Token", {RowQuantization::kFp8Token}, false},
+                    RowsCase{"TokenAsBf16", {RowQuantization::kFp8Token}, true},
+                    RowsCase{"Static", {RowQuantization::kFp8Static}, false},
+                    RowsCase{"StaticAsBf16", {RowQuantization::kFp8Static}, true},
+                    RowsCase{"Int8Token", {RowQuantization::kInt8Token}, true},
+                    RowsCase{"Int8Static", {RowQuantization::kInt8Static}, true}),
+    [](const auto& tested) { return std::string(tested.param.name); });
+
 struct ProductCase {
   const char* name;
   WeightFormat format;
   bool row_groups;
+  int columns_index = kWgmmaGemm;  ///< of kGemmColumns: below, rows are codes in bf16
 };
 
 class Rows8ProductTest : public Rows8Test, public testing::WithParamInterface<ProductCase> {};
@@ -188,12 +224,17 @@ TEST_P(Rows8ProductTest, MultipliesCodesAndScales) {
       slots.resize(slots.size() + static_cast<size_t>(m.bytes));
       pack_device_tiles(c.layout, m, c.packed.data(), 0, m.num_tiles, slots.data() + begin);
       weights.push_back(unpack_matrix(c.layout, c.packed.data()));
-      if (counts[e] > 0) tiles.push_back({static_cast<int32_t>(e), rows, counts[e]});
+      const int32_t most = 8 * kGemmColumns[static_cast<size_t>(GetParam().columns_index)];
+      for (int32_t first = 0; first < counts[e]; first += most)
+        tiles.push_back({static_cast<int32_t>(e), rows + first, std::min(most, counts[e] - first)});
       rows += static_cast<int32_t>(align_to(counts[e], 8));
     }
-    ASSERT_TRUE(takes_rows8(m));
+    const int index = GetParam().columns_index;
+    const bool rows8 = index == kWgmmaGemm;
+    ASSERT_TRUE(takes_rows8(m) || !rows8);
     const int64_t groups = GetParam().row_groups ? ceil_div(m.padded_k, int64_t{128}) : 1;
     std::vector<uint8_t> codes(static_cast<size_t>(rows * m.padded_k), 0);
+    std::vector<uint16_t> codes16(codes.size(), 0);
     std::vector<float> scales(static_cast<size_t>(groups * rows));
     for (float& scale : scales)
       scale = 0.01F + static_cast<float>(rng.integer(0, 100)) * 0.003F;
@@ -208,6 +249,8 @@ TEST_P(Rows8ProductTest, MultipliesCodesAndScales) {
         for (int64_t i = 0; i < k; ++i) {
           const auto code = static_cast<uint8_t>(f32_to_e4m3_bits(rng.normal(0.0F, 50.0F)));
           codes[static_cast<size_t>(row8_element(m.padded_k, r, i))] = code;
+          codes16[static_cast<size_t>(row_element(m.padded_k, r, i))] =
+              static_cast<uint16_t>(f32_to_bf16_bits(e4m3_bits_to_f32(code)));
           const int64_t g = GetParam().row_groups ? i / 128 : 0;
           x[static_cast<size_t>(i)] = static_cast<double>(e4m3_bits_to_f32(code)) *
                                       scales[static_cast<size_t>(g * rows + r)];
@@ -229,18 +272,26 @@ TEST_P(Rows8ProductTest, MultipliesCodesAndScales) {
         device, std::vector<int32_t>{rows, static_cast<int32_t>(tiles.size())});
     const DeviceArray<float> y(device, static_cast<size_t>(rows * n));
     const OwnedStream stream(device);
-    device->kernels().gemm_rows8({.slots = device_slots.data(),
-                                  .slot_stride = m.bytes,
-                                  .matrix = m,
-                                  .x8 = device_codes.data(),
-                                  .x_scales = device_scales.data(),
-                                  .x_groups = groups,
-                                  .x_scale_stride = rows,
-                                  .tiles = device_tiles.data(),
-                                  .totals = totals.data(),
-                                  .max_tiles = static_cast<int64_t>(tiles.size()),
-                                  .y = y.data()},
-                                 device->attributes(), stream.handle());
+    const DeviceArray<uint16_t> device_codes16(device, codes16);
+    const DeviceKernels& kernels = device->kernels();
+    const auto launch =
+        rows8 ? kernels.gemm_rows8
+              : (groups > 1
+                     ? kernels.gemm_row_groups
+                     : kernels.gemm[static_cast<size_t>(m.element)])[static_cast<size_t>(index)];
+    launch({.slots = device_slots.data(),
+            .slot_stride = m.bytes,
+            .matrix = m,
+            .x = rows8 ? nullptr : device_codes16.data(),
+            .x8 = rows8 ? device_codes.data() : nullptr,
+            .x_scales = device_scales.data(),
+            .x_groups = groups,
+            .x_scale_stride = rows,
+            .tiles = device_tiles.data(),
+            .totals = totals.data(),
+            .max_tiles = static_cast<int64_t>(tiles.size()),
+            .y = y.data()},
+           device->attributes(), stream.handle());
     device->synchronize(stream.handle());
     // Emulated sums of 128 are rounded once a product of 32; a GPU's keep 14 bits or so
     // (DeepSeek-V3 technical report, 3.3.2), which 128 terms of either sign average out to some
@@ -262,7 +313,31 @@ INSTANTIATE_TEST_SUITE_P(
             "Bf16BlockByRow", {WeightElement::kE4M3, ScaleType::kBF16, 128, false, false}, false},
         ProductCase{"ChannelByRow", {.element = WeightElement::kE4M3, .output_scale = true}, false},
         ProductCase{
-            "ChannelByGroup", {.element = WeightElement::kE4M3, .output_scale = true}, true}),
+            "ChannelByGroup", {.element = WeightElement::kE4M3, .output_scale = true}, true},
+        ProductCase{"BlockByGroupColumns1",
+                    {WeightElement::kE4M3, ScaleType::kF32, 128, false, false},
+                    true,
+                    0},
+        ProductCase{"Groups32ByGroupColumns2",
+                    {WeightElement::kE4M3, ScaleType::kBF16, 32, false, false},
+                    true,
+                    1},
+        ProductCase{"ChannelByGroupColumns4",
+                    {.element = WeightElement::kE4M3, .output_scale = true},
+                    true,
+                    2},
+        ProductCase{"BlockByGroupTiled",
+                    {WeightElement::kE4M3, ScaleType::kF32, 128, false, false},
+                    true,
+                    kTiledGemm},
+        ProductCase{"ChannelByRowColumns1",
+                    {.element = WeightElement::kE4M3, .output_scale = true},
+                    false,
+                    0},
+        ProductCase{"Int4ByRowTiled",
+                    {WeightElement::kInt4, ScaleType::kBF16, 32, false, false},
+                    false,
+                    kTiledGemm}),
     [](const auto& tested) { return std::string(tested.param.name); });
 
 }  // namespace
