@@ -95,14 +95,22 @@ class DeviceExchangeTest : public DeviceTest {
 
   struct Result {
     std::vector<std::vector<float>> out;  // [world]
-    std::vector<ExchangeBytes> moved;     // [world]
+    std::vector<ExchangeBytes> moved;     // [world], by the layer so far
   };
 
   Result run(const ParallelConfig& config, const ExchangeOptions& exchange, const Batches& batches,
              int64_t max_tokens) {
-    Result result;
-    result.out.resize(static_cast<size_t>(config.world_size()));
-    result.moved.resize(result.out.size());
+    return run_all(config, exchange, {batches}, max_tokens).front();
+  }
+
+  /// One after the other, on the same layer.
+  std::vector<Result> run_all(const ParallelConfig& config, const ExchangeOptions& exchange,
+                              const std::vector<Batches>& all, int64_t max_tokens) {
+    std::vector<Result> results(all.size());
+    for (Result& result : results) {
+      result.out.resize(static_cast<size_t>(config.world_size()));
+      result.moved.resize(result.out.size());
+    }
     const ExpertMap experts = map_for(config.ep_size);
     run_local_ranks(config.world_size(), [&](Communicator& host) {
       ParallelConfig own = config;
@@ -116,15 +124,18 @@ class DeviceExchangeTest : public DeviceTest {
       DeviceWorkspace workspace = layer.make_workspace(max_tokens);
       const auto group = static_cast<size_t>(own.dp_rank());
       const auto rank = static_cast<size_t>(own.rank);
-      std::vector<float>& out = result.out[rank];
-      out.resize(batches.x[group].size());
-      layer.forward_host({.hidden_states = batches.x[group],
-                          .topk_ids = batches.ids[group],
-                          .topk_weights = batches.weights[group]},
-                         workspace, out);
-      result.moved[rank] = layer.bytes_moved();
+      for (size_t i = 0; i < all.size(); ++i) {
+        const Batches& batches = all[i];
+        std::vector<float>& out = results[i].out[rank];
+        out.resize(batches.x[group].size());
+        layer.forward_host({.hidden_states = batches.x[group],
+                            .topk_ids = batches.ids[group],
+                            .topk_weights = batches.weights[group]},
+                           workspace, out);
+        results[i].moved[rank] = layer.bytes_moved();
+      }
     });
-    return result;
+    return results;
   }
 
   /// Of a single rank, for each token group.
@@ -156,6 +167,11 @@ class DeviceExchangeTest : public DeviceTest {
     }
   }
 
+  static void expect_same(const Result& expected, const Result& found) {
+    for (size_t rank = 0; rank < found.out.size(); ++rank)
+      EXPECT_TRUE(same_bits(expected.out[rank], found.out[rank])) << "rank " << rank;
+  }
+
   std::optional<MoeModel> model;
   MoeLayerSpec spec;
 };
@@ -168,21 +184,21 @@ const ParallelConfig kTpDp2{.tp_size = 2, .ep_size = 2, .dp_size = 2};
 TEST_F(DeviceExchangeTest, SumsOfRanksHaveTheBitsOfAllgather) {
   for (const ParallelConfig& config : {kDp1, kDp2, kEp4Dp2, kTpDp2}) {
     SCOPED_TRACE(describe(config));
-    std::vector<std::vector<int64_t>> numbers = {{7, 2}, {0, 4}, {1, 0}, {0, 0}};
-    for (std::vector<int64_t>& tokens : numbers) {
+    std::vector<Batches> all;
+    for (std::vector<int64_t> tokens : {std::vector<int64_t>{7, 2}, {0, 4}, {1, 0}, {0, 0}}) {
       tokens.resize(static_cast<size_t>(config.dp_size));
-      const Batches batches = random_batches(tokens);
-      const Result gathered = run(config, kGather, batches, 3);
-      for (const int slots : {0, 1, 64}) {
-        SCOPED_TRACE(
-            fmt::format("{} tokens in group 0, {} slots, seed {}", tokens[0], slots, rng.seed()));
-        const Result listed = run(config, with_slots(slots), batches, 3);
-        for (size_t rank = 0; rank < listed.out.size(); ++rank)
-          EXPECT_TRUE(same_bits(gathered.out[rank], listed.out[rank])) << "rank " << rank;
-        // Tokens without a choice on a rank are rare: of seven, some message has more than one.
-        if (slots == 1 && tokens[0] == 7 && config == kDp2) {
-          EXPECT_GT(listed.moved[0].overflows, 0);
-        }
+      all.push_back(random_batches(tokens));
+    }
+    const std::vector<Result> gathered = run_all(config, kGather, all, 3);
+    for (const int slots : {0, 1, 64}) {
+      const std::vector<Result> listed = run_all(config, with_slots(slots), all, 3);
+      for (size_t i = 0; i < all.size(); ++i) {
+        SCOPED_TRACE(fmt::format("batch {}, {} slots, seed {}", i, slots, rng.seed()));
+        expect_same(gathered[i], listed[i]);
+      }
+      // Tokens without a choice on a rank are rare: of seven, some message has more than one.
+      if (slots == 1 && config == kDp2) {
+        EXPECT_GT(listed.front().moved[0].overflows, 0);
       }
     }
   }
@@ -220,14 +236,16 @@ TEST_F(DeviceExchangeTest, AnyIdsAnyOwners) {
     return choice % static_cast<size_t>(spec.routing.num_slots()) == 0 ? spec.num_experts - 1 : -1;
   };
   const std::vector<std::function<int32_t(size_t)>> draws = {random_id, all_on_one, nobody, last};
-  for (size_t i = 0; i < draws.size(); ++i) {
+  std::vector<Batches> all;
+  for (const auto& draw : draws)
+    all.push_back(with_ids(random_batches({6, 5}), draw));
+  const std::vector<Result> sorted = run_all(kEp4Dp2, ordered(kAllToAll), all, 4);
+  const std::vector<Result> gathered = run_all(kEp4Dp2, kGather, all, 4);
+  const std::vector<Result> listed = run_all(kEp4Dp2, kAllToAll, all, 4);
+  for (size_t i = 0; i < all.size(); ++i) {
     SCOPED_TRACE(fmt::format("ids {}, seed {}", i, rng.seed()));
-    const Batches batches = with_ids(random_batches({6, 5}), draws[i]);
-    expect_group_bits(kEp4Dp2, alone(batches), run(kEp4Dp2, ordered(kAllToAll), batches, 4).out);
-    const Result gathered = run(kEp4Dp2, kGather, batches, 4);
-    const Result listed = run(kEp4Dp2, kAllToAll, batches, 4);
-    for (size_t rank = 0; rank < listed.out.size(); ++rank)
-      EXPECT_TRUE(same_bits(gathered.out[rank], listed.out[rank])) << "rank " << rank;
+    expect_group_bits(kEp4Dp2, alone(all[i]), sorted[i].out);
+    expect_same(gathered[i], listed[i]);
   }
 }
 
