@@ -106,7 +106,7 @@ class RelayoutPlanner {
   /// How the target stores MXFP4; nothing where engines would not find it in such tensors.
   [[nodiscard]] std::optional<Mxfp4Layout> target_mxfp4() const {
     if (spelling_.family().name == "gguf") return Mxfp4Layout::kGgml;
-    if (!is_stacked(spelling_.pattern(spelling_.expert_pattern(Part::kW2))))
+    if (!is_stacked(spelling_.pattern(spelling_.expert_pattern(Part::kW2)).stacking))
       return Mxfp4Layout::kPacked;
     return spelling_.family().stacks_mxfp4 ? std::optional(Mxfp4Layout::kBlocks) : std::nullopt;
   }
