@@ -22,9 +22,9 @@ struct DeviceMoeOptions {
   Threads threads;  ///< that pack weights while they are copied to the GPU
   bool skip_shared_experts = false;
   /// Quantizes rows as the checkpoint declares: fp8 static, per token or per group of 128, int8
-  /// static or per token. Batches of all sizes, on every GPU: codes are exact in bf16, and sums take
-  /// the scales; e4m3 weights meet e4m3 rows where wgmma does (sm_90a). Other schemes: bf16 rows.
-  /// What was chosen is logged.
+  /// static or per token. Batches of all sizes, on every GPU: codes are exact in bf16, and sums
+  /// take the scales; e4m3 weights meet e4m3 rows where wgmma does (sm_90a). Other schemes: bf16
+  /// rows. What was chosen is logged.
   bool quantize_rows = false;
   /// Shared experts on a stream of the workspace, beside the routed ones.
   bool overlap_shared_experts = true;

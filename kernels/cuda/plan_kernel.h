@@ -7,6 +7,9 @@
 //   2 ScanCounts     one block: where each slot's rows begin, where each chunk's part of them; the
 //                    list of token tiles
 //   3 PlaceChoices   each choice to its row
+//
+// PlanBatch is all three in one block, for batches of one chunk: a launch is longer than their
+// work.
 
 #include <cstdint>
 
@@ -82,9 +85,11 @@ struct CountChoices {
   template <class Machine>
   GANTRY_DEVICE void run(Machine& m) const {
     const int32_t* slots = stage_chunk_slots(m, plan);
+    const int64_t left = plan.num_choices - m.block() * RowPlan::kChunk;
+    const int used = left < RowPlan::kChunk ? static_cast<int>(left) : RowPlan::kChunk;
     for (int32_t s = m.thread(); s < plan.num_slots; s += m.num_threads()) {
       int32_t found = 0;
-      for (int c = 0; c < RowPlan::kChunk; ++c)
+      for (int c = 0; c < used; ++c)
         found += slots[c] == s ? 1 : 0;
       plan.chunk_rows[m.block() * plan.num_slots + s] = found;
     }
@@ -184,6 +189,33 @@ struct PlaceChoices {
     }
     plan.choice_row[choice] = row;
   }
+};
+
+/// The three steps of a batch of at most one chunk. What one step leaves in memory the next one
+/// reads: a block's barrier orders that, too.
+struct PlanBatch {
+  RowPlan plan;
+
+  [[nodiscard]] static bool takes(const RowPlan& plan) { return plan.num_chunks() <= 1; }
+
+  [[nodiscard]] LaunchShape launch_shape() const {
+    const int64_t count = CountChoices{plan}.launch_shape().shared_bytes;
+    const int64_t scan = ScanCounts{plan}.launch_shape().shared_bytes;
+    return {1, RowPlan::kChunk, count > scan ? count : scan};
+  }
+
+  template <class Machine>
+  GANTRY_DEVICE void run(Machine& m) const {
+    if (plan.num_choices > 0) {
+      CountChoices{plan}.run(m);
+      m.sync();
+    }
+    ScanCounts{plan}.run(m);
+    m.sync();
+    PlaceChoices{plan}.run(m);
+  }
+
+  static_assert(ScanCounts::kThreads == RowPlan::kChunk);
 };
 
 }  // namespace gantry
