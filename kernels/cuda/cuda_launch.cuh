@@ -15,17 +15,18 @@
 namespace gantry {
 
 // Blocks that an SM must be able to hold, for ptxas. Without a number (0) it keeps registers low,
-// so that more blocks fit, and may keep some of them in memory for that; with 1 it does not. The
-// skinny kernels of sm_90 fit without.
+// so that more blocks fit, and may keep some of them in memory for that; with 1 it does not. On
+// sm_90 the skinny kernels fit without, but for the widest ones of 4 bits.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-inline constexpr int kLeastSkinnyBlocks = 0;
+inline constexpr bool kSkinnyFits = true;
 #else
-inline constexpr int kLeastSkinnyBlocks = 1;
+inline constexpr bool kSkinnyFits = false;
 #endif
 template <class Kernel>
 inline constexpr int kLeastBlocks = 1;
 template <DeviceElement kElement, int kColumns, bool kRowGroups>
-inline constexpr int kLeastBlocks<SkinnyGemm<kElement, kColumns, kRowGroups>> = kLeastSkinnyBlocks;
+inline constexpr int kLeastBlocks<SkinnyGemm<kElement, kColumns, kRowGroups>> =
+    kSkinnyFits && (kColumns<4 || bits_of(kElement)> 4) ? 0 : 1;
 
 template <class Kernel>
 __global__ void __launch_bounds__(kMaxThreads<Kernel>, kLeastBlocks<Kernel>)
