@@ -175,6 +175,10 @@ void DeviceForward::plan(const DeviceMoeInput& input) {
            .totals = scratch_.totals};
   scratch_.last_choices = input.physical_ids ? 0 : choices;
   scratch_.last_ids = topk_ids_;
+  if (PlanBatch::takes(plan_)) {
+    kernels_.plan_batch({plan_}, attributes_, next());
+    return;
+  }
   kernels_.count_choices({plan_}, attributes_, next());
   kernels_.scan_counts({plan_}, attributes_, next());
   kernels_.place_choices({plan_}, attributes_, next());

@@ -157,6 +157,7 @@ part_4() {
   for format in fp8-block bf16 mxfp4 int4-g128; do
     step "$format" 60 "${shape[@]}" --format "$format" --tokens "$all"
   done
+  step "fp8-block, bf16 rows" 60 "${shape[@]}" --format fp8-block --activations bf16 --tokens "$all"
   local cublas
   cublas="$(find_library 'libcublas.so.1[23]')"
   if [[ -n "$cublas" || -n "$plan$dry" ]]; then
@@ -174,7 +175,6 @@ part_4() {
         --tokens "$tokens"
     done
   done
-  step "fp8-block, bf16 rows" 60 "${shape[@]}" --format fp8-block --activations bf16 --tokens "$all"
   step "bf16, kernels of every GPU" 50 "${shape[@]}" --format bf16 --generic-kernels --tokens 64,512,4096
   step "nvfp4" 50 "${shape[@]}" --format nvfp4 --tokens "$all"
 }

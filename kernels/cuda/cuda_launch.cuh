@@ -14,16 +14,22 @@
 
 namespace gantry {
 
-// For sm_90 ptxas keeps registers low by itself, so that more blocks fit; elsewhere it does so by
-// keeping some in memory, unless it is told that one block is enough.
+// Blocks that an SM must be able to hold, for ptxas. Without a number (0) it keeps registers low,
+// so that more blocks fit, and may keep some of them in memory for that; with 1 it does not. On
+// sm_90 the skinny kernels fit without, but for the widest ones of 4 bits.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-#define GANTRY_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+inline constexpr bool kSkinnyFits = true;
 #else
-#define GANTRY_LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
+inline constexpr bool kSkinnyFits = false;
 #endif
+template <class Kernel>
+inline constexpr int kLeastBlocks = 1;
+template <DeviceElement kElement, int kColumns, bool kRowGroups>
+inline constexpr int kLeastBlocks<SkinnyGemm<kElement, kColumns, kRowGroups>> =
+    kSkinnyFits && (kColumns<4 || bits_of(kElement)> 4) ? 0 : 1;
 
 template <class Kernel>
-__global__ void GANTRY_LAUNCH_BOUNDS(kMaxThreads<Kernel>)
+__global__ void __launch_bounds__(kMaxThreads<Kernel>, kLeastBlocks<Kernel>)
     run_kernel(const __grid_constant__ Kernel kernel) {
   DeviceMachine machine;
   machine.begin();

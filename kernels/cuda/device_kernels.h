@@ -41,6 +41,7 @@ struct DeviceKernels {
   KernelLaunch<RmsNormRows> rms_norm;
   KernelLaunch<AddRows> add_rows;
   KernelLaunch<RouteTokens> route;
+  KernelLaunch<PlanBatch> plan_batch;
   KernelLaunch<CountChoices> count_choices;
   KernelLaunch<ScanCounts> scan_counts;
   KernelLaunch<PlaceChoices> place_choices;

@@ -52,6 +52,7 @@ DeviceKernels device_kernels(const std::array<GemmLaunches, kNumDeviceElements>&
           .rms_norm = launch_plain<Backend, RmsNormRows>,
           .add_rows = launch_plain<Backend, AddRows>,
           .route = launch_plain<Backend, RouteTokens>,
+          .plan_batch = launch_plain<Backend, PlanBatch>,
           .count_choices = launch_plain<Backend, CountChoices>,
           .scan_counts = launch_plain<Backend, ScanCounts>,
           .place_choices = launch_plain<Backend, PlaceChoices>,

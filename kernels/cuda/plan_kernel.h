@@ -7,6 +7,9 @@
 //   2 ScanCounts     one block: where each slot's rows begin, where each chunk's part of them; the
 //                    list of token tiles
 //   3 PlaceChoices   each choice to its row
+//
+// PlanBatch is all three in one block, for batches of one chunk: a launch is longer than their
+// work.
 
 #include <cstdint>
 
@@ -34,7 +37,8 @@ struct RowPlan {
   int32_t num_ids;                ///< ids from here on count as -1
   int32_t num_slots;              ///< L
   int32_t tile_rows;              ///< rows of a token tile, a multiple of 8
-  int32_t* chunk_rows;            ///< [chunks + 1, L] counts, then first rows; last: all counts
+  int32_t* chunk_rows;            ///< [chunks + 1, L] counts, then sums of the chunks before;
+                                  ///< last: all counts, then first rows
   int32_t* choice_row;            ///< [C] row of each choice, or -1
   int32_t* row_choice;            ///< [max_rows(C, L)] choice of each row, or -1
   TokenTile* tiles;               ///< [max_tiles(C, L, tile_rows)]
@@ -87,9 +91,11 @@ struct CountChoices {
   template <class Machine>
   GANTRY_DEVICE void run(Machine& m) const {
     const int32_t* slots = stage_chunk_slots(m, plan);
+    const int64_t left = plan.num_choices - m.block() * RowPlan::kChunk;
+    const int used = left < RowPlan::kChunk ? static_cast<int>(left) : RowPlan::kChunk;
     for (int32_t s = m.thread(); s < plan.num_slots; s += m.num_threads()) {
       int32_t found = 0;
-      for (int c = 0; c < RowPlan::kChunk; ++c)
+      for (int c = 0; c < used; ++c)
         found += slots[c] == s ? 1 : 0;
       plan.chunk_rows[m.block() * plan.num_slots + s] = found;
     }
@@ -136,14 +142,23 @@ struct ScanCounts {
   }
 
  private:
+  static constexpr int kLoads = 16;  // in flight: one at a time, 4096 tokens take 0.1 ms
+
   // Turns the counts of a slot's chunks into sums of the chunks before; returns the slot's rows.
   GANTRY_DEVICE int32_t chunk_bases(int32_t slot) const {
     int32_t sum = 0;
-    for (int64_t chunk = 0; chunk < plan.num_chunks(); ++chunk) {
-      int32_t& entry = plan.chunk_rows[chunk * plan.num_slots + slot];
-      const int32_t count = entry;
-      entry = sum;
-      sum += count;
+    for (int64_t first = 0; first < plan.num_chunks(); first += kLoads) {
+      int32_t counts[kLoads] = {};
+      GANTRY_UNROLL
+      for (int i = 0; i < kLoads; ++i)
+        if (first + i < plan.num_chunks())
+          counts[i] = plan.chunk_rows[(first + i) * plan.num_slots + slot];
+      GANTRY_UNROLL
+      for (int i = 0; i < kLoads; ++i) {
+        if (first + i < plan.num_chunks())
+          plan.chunk_rows[(first + i) * plan.num_slots + slot] = sum;
+        sum += counts[i];
+      }
     }
     plan.chunk_rows[plan.num_chunks() * plan.num_slots + slot] = sum;
     return sum;
@@ -151,12 +166,11 @@ struct ScanCounts {
 
   // `row_end` and `tile_end` are the inclusive sums: rows with padding, and tiles.
   GANTRY_DEVICE void place_slot(int32_t slot, int32_t row_end, int32_t tile_end) const {
-    const int64_t chunks = plan.num_chunks();
-    const int32_t count = plan.chunk_rows[chunks * plan.num_slots + slot];
+    int32_t& entry = plan.chunk_rows[plan.num_chunks() * plan.num_slots + slot];
+    const int32_t count = entry;
     const auto padded = static_cast<int32_t>(align_to(count, kTokenTile));
     const int32_t first = row_end - padded;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      plan.chunk_rows[chunk * plan.num_slots + slot] += first;
+    entry = first;
     for (int32_t row = count; row < padded; ++row)
       plan.row_choice[first + row] = -1;
     int32_t tile = tile_end - ceil_div(count, plan.tile_rows);
@@ -182,13 +196,41 @@ struct PlaceChoices {
     const int32_t slot = slots[m.thread()];
     int32_t row = -1;
     if (slot >= 0) {
-      row = plan.chunk_rows[m.block() * plan.num_slots + slot];
+      row = plan.chunk_rows[plan.num_chunks() * plan.num_slots + slot] +
+            plan.chunk_rows[m.block() * plan.num_slots + slot];
       for (int c = 0; c < m.thread(); ++c)
         row += slots[c] == slot ? 1 : 0;
       plan.row_choice[row] = static_cast<int32_t>(choice);
     }
     plan.choice_row[choice] = row;
   }
+};
+
+/// The three steps of a batch of at most one chunk. What one step leaves in memory the next one
+/// reads: a block's barrier orders that, too.
+struct PlanBatch {
+  RowPlan plan;
+
+  [[nodiscard]] static bool takes(const RowPlan& plan) { return plan.num_chunks() <= 1; }
+
+  [[nodiscard]] LaunchShape launch_shape() const {
+    const int64_t count = CountChoices{plan}.launch_shape().shared_bytes;
+    const int64_t scan = ScanCounts{plan}.launch_shape().shared_bytes;
+    return {1, RowPlan::kChunk, count > scan ? count : scan};
+  }
+
+  template <class Machine>
+  GANTRY_DEVICE void run(Machine& m) const {
+    if (plan.num_choices > 0) {
+      CountChoices{plan}.run(m);
+      m.sync();
+    }
+    ScanCounts{plan}.run(m);
+    m.sync();
+    PlaceChoices{plan}.run(m);
+  }
+
+  static_assert(ScanCounts::kThreads == RowPlan::kChunk);
 };
 
 }  // namespace gantry

@@ -97,6 +97,7 @@ TEST(DeviceLaunchTest, EveryKernelOfLargeLayersFitsEveryGpu) {
     expect_gemms_fit<DeviceElement::kE2M1>(gpu, gemm);
     EXPECT_EQ(launch_problem(quantize.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(route.launch_shape(), gpu), "");
+    EXPECT_EQ(launch_problem(PlanBatch{plan}.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(CountChoices{plan}.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(ScanCounts{plan}.launch_shape(), gpu), "");
     EXPECT_EQ(launch_problem(PlaceChoices{plan}.launch_shape(), gpu), "");

@@ -14,9 +14,17 @@ namespace {
 
 class DevicePlanTest : public DeviceTest {
  protected:
-  /// Sorts on the device and checks everything that the GEMMs rely on against the host's sort.
+  /// Sorts on the device and checks everything that the GEMMs rely on against the host's sort: in
+  /// three launches, and in one where the batch is small.
   void check(const std::vector<int32_t>& ids, int64_t top_k, const std::vector<int32_t>& slots,
              int32_t num_slots, int32_t tile_rows) {
+    check_plan(ids, top_k, slots, num_slots, tile_rows, /*one_launch=*/false);
+    if (ids.size() <= RowPlan::kChunk)
+      check_plan(ids, top_k, slots, num_slots, tile_rows, /*one_launch=*/true);
+  }
+
+  void check_plan(const std::vector<int32_t>& ids, int64_t top_k, const std::vector<int32_t>& slots,
+                  int32_t num_slots, int32_t tile_rows, bool one_launch) {
     const auto choices = static_cast<int64_t>(ids.size());
     const int64_t max_rows = RowPlan::max_rows(choices, num_slots);
     const int64_t max_tiles = RowPlan::max_tiles(choices, num_slots, tile_rows);
@@ -45,9 +53,14 @@ class DevicePlanTest : public DeviceTest {
     plan.tiles = tiles.data();
     plan.totals = totals.data();
     const DeviceKernels& kernels = device->kernels();
-    kernels.count_choices({plan}, device->attributes(), nullptr);
-    kernels.scan_counts({plan}, device->attributes(), nullptr);
-    kernels.place_choices({plan}, device->attributes(), nullptr);
+    ASSERT_TRUE(PlanBatch::takes(plan) || !one_launch);
+    if (one_launch) {
+      kernels.plan_batch({plan}, device->attributes(), nullptr);
+    } else {
+      kernels.count_choices({plan}, device->attributes(), nullptr);
+      kernels.scan_counts({plan}, device->attributes(), nullptr);
+      kernels.place_choices({plan}, device->attributes(), nullptr);
+    }
 
     // The host refuses ids that do not exist; the device counts them as none.
     std::vector<int32_t> known = ids;
@@ -105,6 +118,15 @@ TEST_F(DevicePlanTest, GivesNoRowToIdsOfNobody) {
 
 TEST_F(DevicePlanTest, GivesNoRowToExpertsOfOtherRanks) {
   check({0, 1, 2, 3, 0, 1}, 2, {-1, 1, -1, 0}, 2, 8);
+}
+
+TEST_F(DevicePlanTest, SortsAWholeChunkAndOneChoiceMore) {
+  std::vector<int32_t> ids(RowPlan::kChunk);
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = static_cast<int32_t>(i * 7 % 5);
+  check(ids, 1, identity(5), 5, 8);
+  ids.push_back(3);
+  check(ids, 1, identity(5), 5, 8);
 }
 
 TEST_F(DevicePlanTest, SortsRandomBatchesAsTheHostDoes) {
