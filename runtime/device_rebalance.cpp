@@ -8,6 +8,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/cuda/device_kernels.h"
+#include "runtime/device_kernel_plan.h"
 #include "runtime/device_weights.h"
 #include "runtime/slot_transfer.h"
 
@@ -146,6 +147,10 @@ void StagedDeviceRebalance::stage(const ExpertMap& new_map, Communicator& host,
                    "its experts are already being moved");
       layer_->moving_ = holds_layer_ = true;
     }
+    GANTRY_CHECK(!layer_->plan_->rows.quantizes() || weights.input_scales.size() == 0,
+                 ErrorCode::kUnsupported,
+                 "rows are quantized by static scales, which on a GPU do not move with experts: "
+                 "run it with bf16 activations");
     plan = plan_moves(before_->map, new_map);
     for (int rank = 0; rank < new_map.ep_size(); ++rank) {
       GANTRY_CHECK(new_map.num_slots(rank) > 0, ErrorCode::kUnsupported,

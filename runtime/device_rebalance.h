@@ -27,7 +27,8 @@ class StagedDeviceRebalance {
   /// (to
   ///               move while forward calls run) another one
   /// @param stream on which slots move
-  /// @throws Error as StagedRebalance; kUnsupported if a rank would hold no expert
+  /// @throws Error as StagedRebalance; kUnsupported if a rank would hold no expert, or if
+  ///         static scales quantize its rows (they lie beside the slots)
   StagedDeviceRebalance(DeviceMoeLayer& layer, const ExpertMap& new_map, Communicator& host,
                         DeviceCommunicator& world, StreamHandle stream,
                         const RebalanceOptions& options = {});

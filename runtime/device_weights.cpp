@@ -188,7 +188,7 @@ DeviceWeights::DeviceWeights(std::shared_ptr<Device> target, const MoeLayerWeigh
   std::vector<float> static_scales;
   if (activations.format.is_static() && activations_obstacle.empty()) {
     for (const Part part : {Part::kW1, Part::kW2}) {
-      for (int64_t slot = 0; slot < num_slots; ++slot)
+      for (int64_t slot = 0; slot < weights.num_slots; ++slot)
         static_scales.push_back(input_scale(weights, slot, part));
     }
   }

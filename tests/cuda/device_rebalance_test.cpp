@@ -33,12 +33,15 @@ std::vector<std::byte> read(const std::shared_ptr<Device>& device, const DeviceB
 // Of one rank: layer, what moves its memory, what it computes.
 struct RankLayer {
   RankLayer(RebalanceCase& layer_case, const std::shared_ptr<Device>& device,
-            const ParallelConfig& config, const ExpertMap& map, Communicator& host)
+            const ParallelConfig& config, const ExpertMap& map, Communicator& host,
+            bool quantize_rows = false)
       : world(make_host_staged_communicator(host, device, {})),
-        layer(device, layer_case.load(of_rank(config, host), map), map, options(), world.get()) {}
+        layer(device, layer_case.load(of_rank(config, host), map), map, options(quantize_rows),
+              world.get()) {}
 
-  static DeviceMoeOptions options() {
+  static DeviceMoeOptions options(bool quantize_rows = false) {
     DeviceMoeOptions options;
+    options.quantize_rows = quantize_rows;
     options.threads.count = 1;
     options.batch_invariant = true;
     options.exchange = {.kind = ExchangeKind::kAllToAll, .combine = CombineOrder::kOrdered};
@@ -214,6 +217,21 @@ TEST_F(DeviceRebalanceTest, RefusesMapsThatRanksDoNotShareOrCannotHold) {
                             device_out.data(), nullptr);
         },
         ErrorCode::kInvalidArgument, {"workspace was made for", "expert slots"});
+  });
+}
+
+TEST_F(DeviceRebalanceTest, RefusesExpertsWhoseStaticScalesWouldStay) {
+  RebalanceCase fp8{golden_root() / "quant" / "quark-fp8"};
+  const int experts = fp8.spec().num_experts;
+  const ExpertMap from = ExpertMap::create(experts, kRanks, Placement::kLinear);
+  const ExpertMap to = ExpertMap::create(experts, kRanks, Placement::kRoundRobin);
+  run_local_ranks(kRanks, [&](Communicator& host) {
+    RankLayer quantized(fp8, device, ranks, from, host, /*quantize_rows=*/true);
+    expect_error([&] { rebalance(quantized.layer, to, host, *quantized.world, nullptr); },
+                 ErrorCode::kUnsupported, {"static scales", "bf16 activations"});
+    RankLayer bf16(fp8, device, ranks, from, host);
+    rebalance(bf16.layer, to, host, *bf16.world, nullptr);
+    EXPECT_EQ(bf16.layer.experts()->map, to);
   });
 }
 
