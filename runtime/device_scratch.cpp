@@ -66,7 +66,7 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceExperts& 
                           : (by_lists ? ranks.world_size() * max_own * h : 0));
   if (ordered) {
     const int64_t own = max_own * spec.routing.num_slots();
-    slice(own_choices.chunk_rows, (ceil_div(own, int64_t{RowPlan::kChunk}) + 1) * ep);
+    slice(own_choices.chunk_rows, RowPlan::chunk_row_values(own, ep));
     slice(own_choices.choice_row, own);
     slice(own_choices.row_choice, own_choice_rows);
     slice(own_choices.tiles, RowPlan::max_tiles(own, ep, kTokenTile));
@@ -76,8 +76,7 @@ DeviceScratch::DeviceScratch(const DeviceWeights& weights, const DeviceExperts& 
     slice(choice_rows, choices * he);
     slice(returned_shared, spec.shared.intermediate_size > 0 ? ranks.tp_size * max_own * h : 0);
   }
-  const int64_t chunks = ceil_div(choices, int64_t{RowPlan::kChunk});
-  slice(chunk_rows, (chunks + 1) * num_slots);
+  slice(chunk_rows, RowPlan::chunk_row_values(choices, num_slots));
   slice(choice_row, choices);
   slice(row_choice, max_rows);
   slice(tiles, RowPlan::max_tiles(choices, num_slots, kTokenTile));

@@ -27,7 +27,8 @@ Content given(const std::vector<T>& values) {
 float int8_value(uint8_t code) { return static_cast<float>(static_cast<int8_t>(code)); }
 float offset_int8_value(uint8_t code) { return static_cast<float>(code) - 128.0F; }
 // Packed as code + 8, the middle of an asymmetric range too.
-float int4_value(uint8_t code) { return static_cast<float>(code) - 8.0F; }
+float offset_int4_value(uint8_t code) { return static_cast<float>(code) - 8.0F; }
+float int4_value(uint8_t code) { return static_cast<float>(code < 8 ? code : code - 16); }
 
 // Weights that share a scale.
 int64_t covered(const WeightQuantization& quantization, const MatrixSize& size) {
@@ -67,8 +68,10 @@ Codes make_codes(const MatrixExport& format, const MatrixSize& size, double devi
       const bool is_signed = format.find(ExportRole::kCodes)->layout == ExportLayout::kBytes;
       return byte_codes(is_signed ? int8_value : offset_int8_value, 127.0 / largest);
     }
-    default:
-      return nibble_codes(int4_value, 7.5 / largest);
+    default: {
+      const bool is_signed = format.find(ExportRole::kCodes)->layout == ExportLayout::kRowPairs;
+      return nibble_codes(is_signed ? int4_value : offset_int4_value, 7.5 / largest);
+    }
   }
 }
 

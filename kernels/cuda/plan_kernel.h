@@ -37,8 +37,8 @@ struct RowPlan {
   int32_t num_ids;                ///< ids from here on count as -1
   int32_t num_slots;              ///< L
   int32_t tile_rows;              ///< rows of a token tile, a multiple of 8
-  int32_t* chunk_rows;            ///< [chunks + 1, L] counts, then sums of the chunks before;
-                                  ///< last: all counts, then first rows
+  int32_t* chunk_rows;            ///< [chunks + 2, L] counts, then sums of the chunks before;
+                                  ///< behind them first rows of the slots, then all counts
   int32_t* choice_row;            ///< [C] row of each choice, or -1
   int32_t* row_choice;            ///< [max_rows(C, L)] choice of each row, or -1
   TokenTile* tiles;               ///< [max_tiles(C, L, tile_rows)]
@@ -50,7 +50,11 @@ struct RowPlan {
 
   /// [slots] after ScanCounts: choices of each slot.
   [[nodiscard]] GANTRY_HD const int32_t* counts(int64_t slots) const {
-    return chunk_rows + num_chunks() * slots;
+    return chunk_rows + (num_chunks() + 1) * slots;
+  }
+  /// Elements of chunk_rows.
+  [[nodiscard]] static GANTRY_HD int64_t chunk_row_values(int64_t choices, int64_t slots) {
+    return (ceil_div(choices, int64_t{kChunk}) + 2) * slots;
   }
 
   [[nodiscard]] GANTRY_HD int32_t slot_of(int64_t choice) const {
@@ -160,17 +164,16 @@ struct ScanCounts {
         sum += counts[i];
       }
     }
-    plan.chunk_rows[plan.num_chunks() * plan.num_slots + slot] = sum;
+    plan.chunk_rows[(plan.num_chunks() + 1) * plan.num_slots + slot] = sum;
     return sum;
   }
 
   // `row_end` and `tile_end` are the inclusive sums: rows with padding, and tiles.
   GANTRY_DEVICE void place_slot(int32_t slot, int32_t row_end, int32_t tile_end) const {
-    int32_t& entry = plan.chunk_rows[plan.num_chunks() * plan.num_slots + slot];
-    const int32_t count = entry;
+    const int32_t count = plan.counts(plan.num_slots)[slot];
     const auto padded = static_cast<int32_t>(align_to(count, kTokenTile));
     const int32_t first = row_end - padded;
-    entry = first;
+    plan.chunk_rows[plan.num_chunks() * plan.num_slots + slot] = first;
     for (int32_t row = count; row < padded; ++row)
       plan.row_choice[first + row] = -1;
     int32_t tile = tile_end - ceil_div(count, plan.tile_rows);

@@ -66,7 +66,9 @@ WeightFormat expected_format(const std::string& format) {
   if (format == "mxfp8") return {.element = kE4M3, .scale = ScaleType::kE8M0, .group = 32};
   if (format == "int4-g128") return {.element = kInt4, .scale = ScaleType::kBF16, .group = 128};
   if (format == "int4-g32") return {.element = kInt4, .scale = ScaleType::kBF16, .group = 32};
-  if (format == "mxfp4") return {.element = kE2M1, .scale = ScaleType::kE8M0, .group = 32};
+  if (format == "int4-awq") return {.element = kInt4, .scale = ScaleType::kF32, .group = 128};
+  if (format.starts_with("mxfp4"))
+    return {.element = kE2M1, .scale = ScaleType::kE8M0, .group = 32};
   if (format.starts_with("nvfp4")) {
     return {.element = kE2M1, .scale = ScaleType::kE4M3, .group = 16, .output_scale = true};
   }

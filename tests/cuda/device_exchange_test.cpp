@@ -8,15 +8,12 @@
 #include <array>
 #include <cmath>
 #include <functional>
-#include <optional>
 
-#include "loader/weight_loader.h"
 #include "runtime/device_moe_layer.h"
-#include "runtime/moe_model.h"
 #include "runtime/reference.h"
+#include "tests/cuda/golden_layer_fixture.h"
 #include "tests/support/device_array.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/golden_dirs.h"
 #include "tests/support/same_bits.h"
 
 namespace gantry::test {
@@ -43,30 +40,8 @@ struct Batches {
   std::vector<std::vector<float>> weights;
 };
 
-class DeviceExchangeTest : public DeviceTest {
+class DeviceExchangeTest : public GoldenLayerTest {
  protected:
-  void SetUp() override {
-    DeviceTest::SetUp();
-    if (!IsSkipped()) open("qwen3_next");  // shared experts with a gate
-  }
-
-  void open(const char* family) {
-    model.emplace(golden_root() / "families" / family, /*names_only=*/false);
-    spec = model->config().layers.front();
-  }
-
-  MoeLayerWeights load(const ParallelConfig& config, const ExpertMap& experts) {
-    const WeightLoader loader(model->checkpoint(), model->config(), model->tensors());
-    LoadStats stats;
-    LoadReport report;
-    LoadOptions options;
-    options.threads.count = 1;
-    MoeLayerWeights weights =
-        loader.load_layer(spec.layer, config, experts, options, report, stats);
-    EXPECT_TRUE(report.ok()) << summarize(report, 5);
-    return weights;
-  }
-
   ExpertMap map_for(int ep_size) const {
     return ExpertMap::create(spec.num_experts, ep_size, Placement::kRoundRobin);
   }
@@ -171,9 +146,6 @@ class DeviceExchangeTest : public DeviceTest {
     for (size_t rank = 0; rank < found.out.size(); ++rank)
       EXPECT_TRUE(same_bits(expected.out[rank], found.out[rank])) << "rank " << rank;
   }
-
-  std::optional<MoeModel> model;
-  MoeLayerSpec spec;
 };
 
 const ParallelConfig kDp1{.ep_size = 3};

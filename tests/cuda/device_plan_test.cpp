@@ -41,8 +41,8 @@ class DevicePlanTest : public DeviceTest {
                  .row_choice = nullptr,
                  .tiles = nullptr,
                  .totals = nullptr};
-    DeviceArray<int32_t> chunk_rows(device,
-                                    static_cast<size_t>((plan.num_chunks() + 1) * num_slots));
+    DeviceArray<int32_t> chunk_rows(
+        device, static_cast<size_t>(RowPlan::chunk_row_values(plan.num_choices, num_slots)));
     DeviceArray<int32_t> choice_row(device, ids.size());
     DeviceArray<int32_t> row_choice(device, static_cast<size_t>(max_rows));
     DeviceArray<TokenTile> tiles(device, static_cast<size_t>(max_tiles));

@@ -5,41 +5,19 @@
 
 #include <array>
 #include <functional>
-#include <optional>
 
-#include "loader/weight_loader.h"
 #include "runtime/device_moe_layer.h"
-#include "runtime/moe_model.h"
 #include "runtime/reference.h"
+#include "tests/cuda/golden_layer_fixture.h"
 #include "tests/support/device_array.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/golden_dirs.h"
 
 namespace gantry::test {
 namespace {
 
 // Shared experts with a gate: added once a token group.
-class DeviceRankBatchesTest : public DeviceTest {
+class DeviceRankBatchesTest : public GoldenLayerTest {
  protected:
-  void SetUp() override {
-    DeviceTest::SetUp();
-    if (IsSkipped()) return;
-    model.emplace(golden_root() / "families/qwen3_next", /*names_only=*/false);
-    spec = model->config().layers.front();
-  }
-
-  MoeLayerWeights load(const ParallelConfig& config, const ExpertMap& experts) {
-    const WeightLoader loader(model->checkpoint(), model->config(), model->tensors());
-    LoadStats stats;
-    LoadReport report;
-    LoadOptions options;
-    options.threads.count = 1;
-    MoeLayerWeights weights =
-        loader.load_layer(spec.layer, config, experts, options, report, stats);
-    EXPECT_TRUE(report.ok()) << summarize(report, 5);
-    return weights;
-  }
-
   using Body = std::function<void(const DeviceMoeLayer& layer, const ParallelConfig& own,
                                   DeviceCommunicator& world, const ExpertMap& experts)>;
   void run_ranks(const ParallelConfig& config, const Body& body) {
@@ -71,9 +49,6 @@ class DeviceRankBatchesTest : public DeviceTest {
     layer.forward_host({.hidden_states = x}, workspace, out);
     return out;
   }
-
-  std::optional<MoeModel> model;
-  MoeLayerSpec spec;
 };
 
 TEST_F(DeviceRankBatchesTest, TokenGroupsMayDifferAndHaveNone) {
