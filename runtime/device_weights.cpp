@@ -11,6 +11,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/log_format.h"
 #include "kernels/cuda/pack_device.h"
+#include "runtime/layer_operands.h"
 
 namespace gantry {
 namespace {
@@ -78,15 +79,6 @@ DeviceBuffer upload_slots(const std::shared_ptr<Device>& device, const SlotLayou
   for (const OwnedStream& stream : streams)
     device->synchronize(stream.handle());
   return target;
-}
-
-float input_scale(const MoeLayerWeights& weights, int64_t slot, Part part) {
-  float scale = 0.0F;
-  std::memcpy(&scale,
-              weights.slots.data() + slot * weights.layout.stride_bytes +
-                  weights.layout.input_scale_offset(part),
-              sizeof scale);
-  return scale;
 }
 
 std::string static_scale_obstacle(const MoeLayerWeights& weights) {

@@ -36,12 +36,6 @@ FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& opti
   return kernels;
 }
 
-float input_scale(const MoeLayerWeights& weights, int64_t slot, Part part) {
-  const SlotLayout& layout = weights.layout;
-  return *reinterpret_cast<const float*>(weights.slots.data() + slot * layout.stride_bytes +
-                                         layout.input_scale_offset(part));
-}
-
 void check_input_scales(const MoeLayerWeights& weights) {
   if (!weights.layout.static_inputs) return;
   for (int64_t slot = 0; slot < weights.num_slots; ++slot) {
@@ -89,6 +83,12 @@ RowQuantizer make_quantizer(const MoeLayerWeights& weights, const RowFormat& for
 }
 
 }  // namespace
+
+float input_scale(const MoeLayerWeights& weights, int64_t slot, Part part) {
+  const SlotLayout& layout = weights.layout;
+  return *reinterpret_cast<const float*>(weights.slots.data() + slot * layout.stride_bytes +
+                                         layout.input_scale_offset(part));
+}
 
 LayerOperands::LayerOperands(MoeLayerWeights loaded, ExpertMap map, const FusedMoeOptions& options)
     : weights(std::move(loaded)), experts(std::move(map)) {

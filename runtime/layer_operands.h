@@ -18,6 +18,10 @@ struct DenseOperand {
   const float* bias = nullptr;  // [n] or null
 };
 
+/// The static scale of an expert's inputs, 0 where the file has none. Of layouts with
+/// static_inputs.
+[[nodiscard]] float input_scale(const MoeLayerWeights& weights, int64_t slot, Part part);
+
 /// Weights and everything that follows from them: made when weights arrive, then only read, so that
 /// one swap of a pointer replaces all of it. Internal.
 struct LayerOperands {

@@ -73,14 +73,14 @@ struct Times {
 };
 
 // Some forwards in a row, and the bandwidth beside them: the higher of before and after.
-struct Slice {
+struct TimedSlice {
   double ms_median;
   double read_gb_s;
 };
 
 struct Timing {
   Times all;
-  std::vector<Slice> slices;
+  std::vector<TimedSlice> slices;
 };
 
 class Bench {
@@ -130,7 +130,7 @@ class Bench {
     row.tflops = flops / row.ms_median / 1e9;
     Times ceilings;
     Times shares;
-    for (const Slice& slice : timing.slices) {
+    for (const TimedSlice& slice : timing.slices) {
       ceilings.ms.push_back(std::max(bytes / slice.read_gb_s / 1e6, flops / peak_tflops() / 1e9));
       shares.ms.push_back(ceilings.ms.back() / slice.ms_median);
     }
