@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and tests everything that a change must pass: the cpu preset, the source checks and the
-# sanitizers. Without a compiler cache about 30 minutes on two cores, mostly compiling.
+# sanitizers. Without a compiler cache some 40 minutes on two cores, mostly compiling.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
