@@ -171,19 +171,11 @@ void StagedDeviceRebalance::stage(const ExpertMap& new_map, Communicator& host,
   vote_to_go_on(host, operation, problem ? problem : differs);
 
   DeviceSlots memory(stride, before_->slots.data(), slots.data(), world, stream);
-  SlotTransfer transfer(parallel, plan, memory, stats_);
-  transfer.copy_old();
-  problem = transfer.exchange(host, watchdog);
-  try {
-    transfer.copy_received();
+  SlotTransfer(parallel, plan, memory, stats_).run(host, watchdog, operation, [&] {
     world.wait(stream);
     after_ = std::make_shared<const DeviceExperts>(weights.device, new_map, parallel.ep_rank(),
                                                    std::move(slots));
-  } catch (...) {
-    if (!problem) problem = current_problem();
-  }
-  watchdog.progress("voting on the result");
-  vote_to_go_on(host, operation, problem);
+  });
 }
 
 StagedDeviceRebalance::~StagedDeviceRebalance() {

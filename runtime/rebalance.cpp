@@ -188,19 +188,11 @@ void StagedRebalance::stage(ExpertMap new_map, Communicator& world, StallWatchdo
   vote_to_go_on(world, operation, problem ? problem : differs);
 
   HostSlots memory(weights, slots.data(), world);
-  SlotTransfer transfer(parallel, plan, memory, stats_);
-  transfer.copy_old();
-  problem = transfer.exchange(world, watchdog);
-  try {
-    transfer.copy_received();
+  SlotTransfer(parallel, plan, memory, stats_).run(world, watchdog, operation, [&] {
     const int64_t num_slots = new_map.num_slots(parallel.ep_rank());
     after_ = std::make_shared<const LayerOperands>(with_slots(weights, std::move(slots), num_slots),
                                                    std::move(new_map), layer_->options_);
-  } catch (...) {
-    if (!problem) problem = current_problem();
-  }
-  watchdog.progress("voting on the result");
-  vote_to_go_on(world, operation, problem);
+  });
 }
 
 StagedRebalance::~StagedRebalance() {

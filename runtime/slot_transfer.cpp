@@ -1,7 +1,5 @@
 #include "runtime/slot_transfer.h"
 
-#include <string>
-
 #include "kernels/base/log_format.h"
 
 namespace gantry {
@@ -39,6 +37,20 @@ SlotTransfer::SlotTransfer(const ParallelConfig& parallel, const MovePlan& plan,
       memory_(memory),
       ep_rank_(parallel.ep_rank()),
       stats_(stats) {}
+
+void SlotTransfer::run(Communicator& world, StallWatchdog& watchdog, const std::string& operation,
+                       const std::function<void()>& finish) {
+  copy_old();
+  std::optional<RankProblem> problem = exchange(world, watchdog);
+  try {
+    copy_received();
+    finish();
+  } catch (...) {
+    if (!problem) problem = current_problem();
+  }
+  watchdog.progress("voting on the result");
+  vote_to_go_on(world, operation, problem);
+}
 
 void SlotTransfer::copy_old() {
   for (const SlotMove& move : plan_.copies) {

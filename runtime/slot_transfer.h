@@ -4,7 +4,9 @@
 // check what arrived. Internal.
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "parallel/communicator.h"
@@ -55,14 +57,19 @@ class SlotTransfer {
   SlotTransfer(const ParallelConfig& parallel, const MovePlan& plan, SlotMemory& memory,
                RebalanceStats& stats);
 
+  /// Collective. Fills the new slots, calls `finish`, and votes: ends well on all ranks or on none.
+  /// @throws Error of the first rank with a problem: a slot that did not arrive as it was sent, or
+  ///         what `finish` threw
+  void run(Communicator& world, StallWatchdog& watchdog, const std::string& operation,
+           const std::function<void()>& finish);
+
+ private:
   /// From old slots of this rank.
   void copy_old();
   /// From new slots of this rank.
   void copy_received();
   /// Collective. Returns the first slot that did not arrive as it was sent.
   std::optional<RankProblem> exchange(Communicator& world, StallWatchdog& watchdog);
-
- private:
   std::vector<Digest> gather_digests(Communicator& world);
   /// The rank of the same shard.
   [[nodiscard]] int world_rank(int ep_rank) const {

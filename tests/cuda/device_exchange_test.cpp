@@ -91,10 +91,7 @@ class DeviceExchangeTest : public GoldenLayerTest {
       ParallelConfig own = config;
       own.rank = host.rank();
       const auto world = make_host_staged_communicator(host, device, {});
-      DeviceMoeOptions options;
-      options.threads.count = 1;
-      options.batch_invariant = true;
-      options.exchange = exchange;
+      const DeviceMoeOptions options = exact_options(exchange);
       const DeviceMoeLayer layer(device, load(own, experts), experts, options, world.get());
       DeviceWorkspace workspace = layer.make_workspace(max_tokens);
       const auto group = static_cast<size_t>(own.dp_rank());
@@ -116,9 +113,7 @@ class DeviceExchangeTest : public GoldenLayerTest {
   /// Of a single rank, for each token group.
   std::vector<std::vector<float>> alone(const Batches& batches) {
     const ExpertMap experts = ExpertMap::create(spec.num_experts, 1, Placement::kLinear);
-    DeviceMoeOptions options;
-    options.threads.count = 1;
-    options.batch_invariant = true;
+    const DeviceMoeOptions options = exact_options();
     const DeviceMoeLayer layer(device, load({}, experts), experts, options);
     DeviceWorkspace workspace = layer.make_workspace(64);
     std::vector<std::vector<float>> out;
@@ -286,10 +281,7 @@ TEST_F(DeviceExchangeTest, TokensWithoutRoomAreNoSilentNumbers) {
     own.rank = host.rank();
     const auto rank = static_cast<size_t>(own.rank);
     const auto world = make_host_staged_communicator(host, device, {});
-    DeviceMoeOptions options;
-    options.threads.count = 1;
-    options.batch_invariant = true;
-    options.exchange = with_slots(3);
+    const DeviceMoeOptions options = exact_options(with_slots(3));
     const DeviceMoeLayer layer(device, load(own, experts), experts, options, world.get());
     DeviceWorkspace workspace = layer.make_workspace(4);
     const DeviceArray<float> x(device, batches.x[rank]);

@@ -29,9 +29,7 @@ class DeviceRankBatchesTest : public GoldenLayerTest {
       ParallelConfig own = config;
       own.rank = host.rank();
       const auto world = make_host_staged_communicator(host, device, {});
-      DeviceMoeOptions options;
-      options.threads.count = 1;
-      options.batch_invariant = true;
+      const DeviceMoeOptions options = exact_options();
       const DeviceMoeLayer layer(device, load(own, experts), experts, options, world.get());
       body(layer, own, *world, experts);
     });
@@ -40,9 +38,7 @@ class DeviceRankBatchesTest : public GoldenLayerTest {
   // Of a single rank.
   std::vector<float> expected(std::span<const float> x) {
     const ExpertMap experts = ExpertMap::create(spec.num_experts, 1, Placement::kLinear);
-    DeviceMoeOptions options;
-    options.threads.count = 1;
-    options.batch_invariant = true;
+    const DeviceMoeOptions options = exact_options();
     const DeviceMoeLayer layer(device, load({}, experts), experts, options);
     DeviceWorkspace workspace = layer.make_workspace(64);
     std::vector<float> out(x.size());

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "loader/weight_loader.h"
+#include "runtime/device_moe_layer.h"
 #include "runtime/moe_model.h"
 #include "tests/support/device_array.h"
 #include "tests/support/golden_dirs.h"
@@ -37,6 +38,15 @@ class GoldenLayerTest : public DeviceTest {
         loader.load_layer(spec.layer, config, experts, options, report, stats);
     EXPECT_TRUE(report.ok()) << summarize(report, 5);
     return weights;
+  }
+
+  /// One thread, bits that do not depend on the batch.
+  static DeviceMoeOptions exact_options(const ExchangeOptions& exchange = {}) {
+    DeviceMoeOptions options;
+    options.threads.count = 1;
+    options.batch_invariant = true;
+    options.exchange = exchange;
+    return options;
   }
 
   std::optional<MoeModel> model;
