@@ -71,7 +71,8 @@ void multiply_decoded(const MultiplyPanel& call) noexcept {
                                   .coded = &call.coded,
                                   .k_begin = begin,
                                   .k_count = depth,
-                                  .out = piece});
+                                  .out = piece,
+                                  .next = call.next});
     for_row_blocks(call.num_rows, [&](int64_t row, int64_t rows) {
       call.kernels.gemm->run({.x = call.x + row * call.x_stride + begin * x_bytes,
                               .x_stride = call.x_stride,

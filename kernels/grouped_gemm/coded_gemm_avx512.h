@@ -47,6 +47,14 @@ void add_pair(__m512 (&sums)[kRows][2], const std::byte* const (&start)[(kRows +
                                 codes.template pair<kPair>(gate), codes.template pair<kPair>(up));
 }
 
+Scales output_scales(const PanelGemm& call) {
+  if (call.coded->format.output_scale) {
+    return load_scales(call.panel + call.coded->output_scales, ScaleType::kF32);
+  }
+  const __m512 one = _mm512_set1_ps(1.0F);
+  return {{one, one}};
+}
+
 // kChains: sums of a group that are taken apart, so that an instruction need not wait for the one
 // before; they are added where the group ends.
 // kLevels: minimums and scales of two levels, as ggml has them. Apart, because GCC 12 keeps sums in
@@ -69,7 +77,7 @@ void coded_block(const PanelGemm& call, int64_t row) {
   const std::byte* start[kStarts];
   for (int i = 0; i < kStarts; ++i)
     start[i] = call.x + (row + 3 * i) * stride;
-  FetchAhead<kRows> fetch(call);
+  FetchAhead fetch(call.panel + panel.bytes, call.next);
   const std::byte* x_sums = call.x + row * stride + call.x_sums;
   float* c = call.c + row * 32;
 
@@ -98,7 +106,7 @@ void coded_block(const PanelGemm& call, int64_t row) {
 #pragma GCC unroll 1
     for (const std::byte* end = line + depth / (2 * Codes::kPairs) * 128; line != end;
          line += 128) {
-      fetch.step();
+      fetch.step(line);
       const auto gate = codes.load(line);
       const auto up = codes.load(line + 64);
       add_pair<Multiply, Codes, 0>(chains[0], start, stride, codes, gate, up);
@@ -166,11 +174,7 @@ void coded_block(const PanelGemm& call, int64_t row) {
       }
     }
   }
-  Scales last;
-  last.half[0] = last.half[1] = _mm512_set1_ps(1.0F);
-  if (panel.format.output_scale) {
-    last = load_scales(call.panel + panel.output_scales, ScaleType::kF32);
-  }
+  const Scales last = output_scales(call);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -182,7 +186,7 @@ void coded_block(const PanelGemm& call, int64_t row) {
   }
 }
 
-// Scales are part of the weights: sums run through all groups.
+// Scales of groups are part of the weights: sums run through all groups.
 template <typename Multiply, typename Codes, int kRows>
 void folded_block(const PanelGemm& call, int64_t row) {
   constexpr int kStarts = (kRows + 2) / 3;
@@ -199,15 +203,17 @@ void folded_block(const PanelGemm& call, int64_t row) {
 #pragma GCC unroll 12
   for (auto& sum : sums)
     sum[0] = sum[1] = _mm512_setzero_ps();
+  FetchAhead fetch(call.panel + panel.bytes, call.next);
   const std::byte* end = line + call.k / (2 * Codes::kPairs) * 128;
   const int64_t group_bytes = panel.format.group / (2 * Codes::kPairs) * 128;
   while (line != end) {
-    const __m512i gate_scales = codes.scales_of(scale_at);
-    const __m512i up_scales = codes.scales_of(scale_at + 16);
+    const auto gate_scales = codes.scales_of(scale_at);
+    const auto up_scales = codes.scales_of(scale_at + 16);
     scale_at += panel.scale_bytes;
     const std::byte* group_end = end - line < group_bytes ? end : line + group_bytes;
 #pragma GCC unroll 1
     for (; line != group_end; line += 128) {
+      fetch.step(line);
       const auto gate = codes.load(line);
       const auto up = codes.load(line + 64);
       Multiply::template add<kRows>(sums, start, 0, stride,
@@ -227,10 +233,11 @@ void folded_block(const PanelGemm& call, int64_t row) {
         start[i] += Codes::kPairs * kPairBytes;
     }
   }
+  const Scales last = output_scales(call);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    _mm512_store_ps(call.c + (row + r) * 32, sums[r][0]);
-    _mm512_store_ps(call.c + (row + r) * 32 + 16, sums[r][1]);
+    _mm512_store_ps(call.c + (row + r) * 32, _mm512_mul_ps(sums[r][0], last.half[0]));
+    _mm512_store_ps(call.c + (row + r) * 32 + 16, _mm512_mul_ps(sums[r][1], last.half[1]));
   }
 }
 

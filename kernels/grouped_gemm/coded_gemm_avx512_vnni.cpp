@@ -139,7 +139,7 @@ void block(const PanelGemm& call, int64_t row) {
   const std::byte* tail = call.x + row * stride + call.x_sums;
   // The sum of all codes is that of the only group there is.
   const std::byte* x_sums = tail + (grouped ? sizeof(Int8RowTail) : offsetof(Int8RowTail, sum));
-  FetchAhead<kRows> fetch(call);
+  FetchAhead fetch(call.panel + panel.bytes, call.next);
   float* c = call.c + row * 32;
 
   __m512 totals[kTotals ? kRows : 1][2];
@@ -165,7 +165,7 @@ void block(const PanelGemm& call, int64_t row) {
     }
 #pragma GCC unroll 1
     for (const std::byte* end = line + depth / kDepth * 128; line != end; line += 128) {
-      fetch.step();
+      fetch.step(line);
       const __m512i gate = _mm512_load_si512(line);
       const __m512i up = _mm512_load_si512(line + 64);
       const __m512i gate0 = codes.template quad<0>(gate);

@@ -1,5 +1,6 @@
 #include "kernels/grouped_gemm/coded_kernels.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "kernels/base/check.h"
@@ -57,12 +58,12 @@ constexpr CodedGemmKernel kCoded[] = {
      kFewRows, avx512::panel_gemm_int4_few_rows},
     {"int4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kInt4, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_int4_dot},
-    {"nvfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE4M3, kBF16Rows,
-     12, avx512::panel_gemm_e2m1_dot},
     {"e2m1_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kNone, kBF16Rows,
      5, avx512::panel_gemm_e2m1_dot},
     {"mxfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE8M0, kBF16Rows,
      kNoBound, avx512::panel_gemm_mxfp4_dot, /*folds=*/true},
+    {"nvfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE4M3, kBF16Rows,
+     kNoBound, avx512::panel_gemm_nvfp4_dot, /*folds=*/true},
     {"e5m2_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE5M2, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_e5m2_dot},
     {"uint4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kUInt4, ScaleType::kNone, kBF16Rows,
@@ -101,10 +102,10 @@ constexpr PanelDequantizer kDequantizers[] = {
     {"dequantize_f32_scalar", Isa::kScalar, DType::kF32, scalar::dequantize_f32},
 };
 
-// One that folds a type of scales into the weights knows of no other factors.
+// One that folds scales into the weights knows of no zero points and minimums.
 bool reads(const CodedGemmKernel& kernel, const WeightFormat& format) {
   if (kernel.element != format.element) return false;
-  if (kernel.folds && (format.needs_sums() || format.output_scale)) return false;
+  if (kernel.folds && format.needs_sums()) return false;
   // Halves are counted as integers there, minimums are not.
   const bool halves = format.element == WeightElement::kE2M1 && kernel.rows == kInt8Rows;
   if (halves && format.minimums) return false;
@@ -115,13 +116,17 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
                   MatrixKernels& kernels) {
   size_t count = 0;
   int64_t covered = 0;
+  const bool int8 = kernels.rows == kInt8Rows;
+  const bool tiles =
+      !int8 && (kernels.gemm->isa == Isa::kAmxBf16 || kernels.gemm->isa == Isa::kAmxEmulated);
+  if (tiles && request.batch_invariant) return;  // one way for all: that of many rows
   for (const CodedGemmKernel& coded : kCoded) {
     if (!reads(coded, format) || coded.rows != kernels.rows || !request.isas.contains(coded.isa)) {
       continue;
     }
     const bool wide = !format.grouped() || format.group >= kWideGroup;
-    const bool int8 = coded.rows == kInt8Rows;
-    const int64_t rows = wide && !int8 && coded.max_rows > kFewRows ? kNoBound : coded.max_rows;
+    int64_t rows = wide && !int8 && coded.max_rows > kFewRows ? kNoBound : coded.max_rows;
+    if (tiles) rows = std::min(rows, kRowsBeforeTiles);
     if (rows <= covered) continue;
     if (request.batch_invariant) {  // the one way that serves the most rows
       kernels.coded[0] = {&coded, kNoBound};
@@ -131,7 +136,7 @@ void select_coded(const KernelRequest& request, const WeightFormat& format,
     covered = rows;
   }
   // Nothing else multiplies rows of int8.
-  if (kernels.rows == kInt8Rows && count > 0) kernels.coded[count - 1].max_rows = kNoBound;
+  if (int8 && count > 0) kernels.coded[count - 1].max_rows = kNoBound;
 }
 
 }  // namespace

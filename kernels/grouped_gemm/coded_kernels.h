@@ -18,10 +18,10 @@ struct CodedGemmKernel {
   ActivationDType rows;  ///< as in PanelGemmKernel; kInt8: codes with an Int8RowTail
   /// With groups of less than `kWideGroup` inputs (rows of int8: of any size) and more rows than
   /// this something else is faster: another row of the list, or to decode pieces of a panel first
-  /// and run a plain kernel on them.
+  /// and run a plain kernel on them. Next to bf16 tiles, `kRowsBeforeTiles` is the most.
   int64_t max_rows;
   void (*run)(const PanelGemm& call) noexcept;
-  /// Scales become part of the weights: no zero points, no output scales.
+  /// Scales of groups become part of the weights: no zero points, no minimums.
   bool folds = false;
 };
 
@@ -31,6 +31,11 @@ inline constexpr int64_t kFewRows = 2;
 /// With groups this wide the sums of groups cost little, and decoding in registers is best for any
 /// number of rows.
 inline constexpr int64_t kWideGroup = 64;
+
+/// Where there are bf16 tiles, more rows than this are theirs. For 16 x 32 weights a dot kernel
+/// takes 32 cycles a row (Granite Rapids); to decode them first takes about 140 (4 lines of
+/// nibbles), and tiles then 17 for up to 16 rows. Figures of single loops: not measured as a whole.
+inline constexpr int64_t kRowsBeforeTiles = 5;
 
 /// Decodes pieces of coded panels, any format.
 struct PanelDequantizer {

@@ -4,6 +4,7 @@
 // coded_panel_avx512.h.
 
 #include "kernels/grouped_gemm/coded_panel_avx512.h"
+#include "kernels/grouped_gemm/fetch_codes_avx512.h"
 
 namespace gantry::avx512 {
 namespace {
@@ -35,6 +36,7 @@ void dequantize_codes(const DequantizePanel& call) {
   const int64_t end = call.k_begin + call.k_count;
   const int64_t group = panel.format.scale != ScaleType::kNone ? panel.format.group : end;
   std::byte* out = call.out;
+  FetchAhead fetch(call.panel + panel.bytes, call.next);
   for (int64_t k = call.k_begin; k < end;) {
     const int64_t g = k / group;
     const int64_t group_end = (g + 1) * group < end ? (g + 1) * group : end;
@@ -50,6 +52,7 @@ void dequantize_codes(const DequantizePanel& call) {
     if (panel.format.zero_points) factors.zeros = load_zeros(call.panel + panel.zeros + g * 32);
     for (; k < group_end; k += kDepth) {
       const std::byte* line = call.panel + panel.codes + k / kDepth * 128;
+      fetch.step(line);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const auto loaded = codes.load(line + half * 64);

@@ -48,6 +48,7 @@ struct DequantizePanel {
   int64_t k_begin;  ///< a multiple of 32
   int64_t k_count;  ///< a multiple of 32
   std::byte* out;   ///< [k_count, 32] as PackedLayout has it for f32 or bf16; 64-byte aligned
+  const std::byte* next = nullptr;  ///< as in PanelGemm
 };
 
 namespace scalar {
@@ -79,6 +80,7 @@ void panel_gemm_int8_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
 void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
+void panel_gemm_nvfp4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e4m3_few_rows(const PanelGemm& call) noexcept;
 void panel_gemm_int4_few_rows(const PanelGemm& call) noexcept;
 void panel_gemm_e5m2(const PanelGemm& call) noexcept;

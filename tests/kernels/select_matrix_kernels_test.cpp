@@ -98,7 +98,7 @@ TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512WithTheDotInstruction) {
               int4_and("int4_avx512_dot_12x32 to 16 rows, " + many));
     EXPECT_EQ(selected(machine, kInt4Group128), int4_and("int4_avx512_dot_12x32"));
     EXPECT_EQ(selected(machine, kMxfp4), "e2m1_avx512_dot_12x32 to 5 rows, mxfp4_avx512_dot_12x32");
-    EXPECT_EQ(selected(machine, kNvfp4), "nvfp4_avx512_dot_12x32 to 12 rows, " + many);
+    EXPECT_EQ(selected(machine, kNvfp4), "e2m1_avx512_dot_12x32 to 5 rows, nvfp4_avx512_dot_12x32");
     EXPECT_EQ(selected(machine, kInt8Row), "int8_avx512_dot_12x32");
   }
   // FP8 is looked up by VBMI; without it panels are decoded first.
@@ -112,10 +112,13 @@ TEST(SelectMatrixKernelsTest, IsPinnedOnAmx) {
   for (const char* machine : {"amx", "amx_emulated"}) {
     std::string many = "dequantize_bf16_avx512 + bf16_amx_32x32";
     if (std::string(machine) == "amx_emulated") many += "_emulated";
-    EXPECT_EQ(selected(machine, kInt4Group32),
-              int4_and("int4_avx512_dot_12x32 to 16 rows, " + many));
-    EXPECT_EQ(selected(machine, kNvfp4), "nvfp4_avx512_dot_12x32 to 12 rows, " + many);
-    EXPECT_EQ(selected(machine, kMxfp8), fp8_and("e4m3_avx512_dot_12x32 to 16 rows, " + many));
+    for (const WeightFormat& int4 : {kInt4Group32, kInt4Group128})
+      EXPECT_EQ(selected(machine, int4), int4_and("int4_avx512_dot_12x32 to 5 rows, " + many));
+    for (const WeightFormat& fp4 : {kMxfp4, kNvfp4})
+      EXPECT_EQ(selected(machine, fp4), "e2m1_avx512_dot_12x32 to 5 rows, " + many);
+    for (const WeightFormat& fp8 : {kFp8Block, kMxfp8})
+      EXPECT_EQ(selected(machine, fp8), fp8_and("e4m3_avx512_dot_12x32 to 5 rows, " + many));
+    EXPECT_EQ(selected(machine, kMxfp4, /*batch_invariant=*/true), many);
   }
   EXPECT_EQ(selected("amx_emulated_alone", kInt4Group32),
             "dequantize_bf16_scalar + bf16_amx_32x32_emulated");
@@ -184,12 +187,13 @@ TEST(SelectMatrixKernelsTest, TheNumberOfRowsPicksTheWay) {
   EXPECT_EQ(to_string(plain), "bf16_avx512_dot_12x32");
 }
 
-TEST(SelectMatrixKernelsTest, AKernelThatFoldsScalesDoesNotGetZeroPointsOrOutputScales) {
-  for (const bool zeros : {false, true}) {
-    WeightFormat format = kMxfp4;
-    format.zero_points = zeros;
-    format.output_scale = !zeros;
-    EXPECT_EQ(selected("avx512_vbmi", format).find("mxfp4"), std::string::npos);
+TEST(SelectMatrixKernelsTest, AKernelThatFoldsScalesGetsOutputScalesButNoZeroPoints) {
+  for (const WeightFormat& folded : {kMxfp4, kNvfp4}) {
+    WeightFormat format = folded;
+    format.output_scale = true;
+    EXPECT_EQ(selected("avx512_vbmi", format), selected("avx512_vbmi", folded));
+    format.zero_points = true;
+    EXPECT_EQ(selected("avx512_vbmi", format).find("fp4_"), std::string::npos);
     EXPECT_EQ(selected("avx512_vbmi", format, true), "e2m1_avx512_dot_12x32");
   }
 }
