@@ -93,7 +93,8 @@ def main():
         print(f"check_spills: ptxas serialised the products of {kernel}")
     if seen == 0 and not options.unasked:
         sys.exit("check_spills: no kernel found in what ptxas said")
-    print(f"check_spills: {seen} kernels, {failed} with spills, {len(serial)} serialised")
+    found = "registers not in this log" if seen == 0 else f"{seen} kernels, {failed} with spills"
+    print(f"check_spills: {found}, {len(serial)} serialised")
     return 1 if failed or serial or ignored else 0
 
 

@@ -63,7 +63,7 @@ constexpr CodedGemmKernel kCoded[] = {
     {"mxfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE8M0, kBF16Rows,
      kNoBound, avx512::panel_gemm_mxfp4_dot, /*folds=*/true},
     {"nvfp4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE2M1, ScaleType::kE4M3, kBF16Rows,
-     kNoBound, avx512::panel_gemm_nvfp4_dot, /*folds=*/true},
+     32, avx512::panel_gemm_nvfp4_dot, /*folds=*/true},
     {"e5m2_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kE5M2, ScaleType::kNone, kBF16Rows,
      16, avx512::panel_gemm_e5m2_dot},
     {"uint4_avx512_dot_12x32", Isa::kAvx512Bf16, WeightElement::kUInt4, ScaleType::kNone, kBF16Rows,

@@ -98,7 +98,8 @@ TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512WithTheDotInstruction) {
               int4_and("int4_avx512_dot_12x32 to 16 rows, " + many));
     EXPECT_EQ(selected(machine, kInt4Group128), int4_and("int4_avx512_dot_12x32"));
     EXPECT_EQ(selected(machine, kMxfp4), "e2m1_avx512_dot_12x32 to 5 rows, mxfp4_avx512_dot_12x32");
-    EXPECT_EQ(selected(machine, kNvfp4), "e2m1_avx512_dot_12x32 to 5 rows, nvfp4_avx512_dot_12x32");
+    EXPECT_EQ(selected(machine, kNvfp4),
+              "e2m1_avx512_dot_12x32 to 5 rows, nvfp4_avx512_dot_12x32 to 32 rows, " + many);
     EXPECT_EQ(selected(machine, kInt8Row), "int8_avx512_dot_12x32");
   }
   // FP8 is looked up by VBMI; without it panels are decoded first.
