@@ -47,14 +47,6 @@ void add_pair(__m512 (&sums)[kRows][2], const std::byte* const (&start)[(kRows +
                                 codes.template pair<kPair>(gate), codes.template pair<kPair>(up));
 }
 
-Scales output_scales(const PanelGemm& call) {
-  if (call.coded->format.output_scale) {
-    return load_scales(call.panel + call.coded->output_scales, ScaleType::kF32);
-  }
-  const __m512 one = _mm512_set1_ps(1.0F);
-  return {{one, one}};
-}
-
 // kChains: sums of a group that are taken apart, so that an instruction need not wait for the one
 // before; they are added where the group ends.
 // kLevels: minimums and scales of two levels, as ggml has them. Apart, because GCC 12 keeps sums in
@@ -174,7 +166,7 @@ void coded_block(const PanelGemm& call, int64_t row) {
       }
     }
   }
-  const Scales last = output_scales(call);
+  const Scales last = output_scales(call.panel, panel);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -233,7 +225,7 @@ void folded_block(const PanelGemm& call, int64_t row) {
         start[i] += Codes::kPairs * kPairBytes;
     }
   }
-  const Scales last = output_scales(call);
+  const Scales last = output_scales(call.panel, panel);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     _mm512_store_ps(call.c + (row + r) * 32, _mm512_mul_ps(sums[r][0], last.half[0]));

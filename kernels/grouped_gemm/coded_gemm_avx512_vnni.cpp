@@ -243,11 +243,7 @@ void block(const PanelGemm& call, int64_t row) {
     }
     x_sums += 4;
   }
-  Scales last;
-  last.half[0] = last.half[1] = _mm512_set1_ps(1.0F);
-  if (panel.format.output_scale) {
-    last = load_scales(call.panel + panel.output_scales, ScaleType::kF32);
-  }
+  const Scales last = output_scales(call.panel, panel);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     float row_scale;

@@ -170,12 +170,8 @@ struct FoldedNVFP4Codes : NibbleCodes {
     table = nibble_table(kValues);
   }
   static GroupScales scales_of(const std::byte* scales) {
-    const __m512i code =
-        _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(scales)));
-    // As load_scales has it.
-    const __m512 scale = _mm512_mul_ps(
-        _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7f)), 20)),
-        _mm512_set1_ps(0x1p120F));
+    const __m512i code = load_e4m3(scales);
+    const __m512 scale = e4m3_magnitude(code);
     const __m512 half_more = _mm512_mul_ps(scale, _mm512_set1_ps(1.5F));
     constexpr int kOne = 0x7180;  // 2^100, as bf16 has it
     const auto taken = [](__m512 product, int from) {

@@ -15,6 +15,17 @@ struct Scales {
   __m512 half[2];
 };
 
+// 16 e4m3 scales: the sign in every bit above the others.
+__m512i load_e4m3(const std::byte* p) {
+  return _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+__m512 e4m3_magnitude(__m512i code) {
+  // Exponent and mantissa as those of a tiny f32 (subnormals too), then times 2^120: exact.
+  const __m512i bits = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7f)), 20);
+  return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120F));
+}
+
 // e4m3 and e8m0 scales are of any value: e4m3 ones are finite (NaN is refused at load) and may be
 // subnormal; e8m0 255 (NaN) is refused too, and 0 is 2^-127.
 Scales load_scales(const std::byte* p, ScaleType type) {
@@ -43,14 +54,10 @@ Scales load_scales(const std::byte* p, ScaleType type) {
         break;
       }
       case ScaleType::kE4M3: {
-        const __m512i code =
-            _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p + h * 16)));
-        // Exponent and mantissa as those of a tiny f32 (subnormals too), then times 2^120: exact.
-        const __m512i bits = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7f)), 20);
-        const __m512 magnitude = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120F));
-        scales.half[h] =
-            _mm512_or_ps(magnitude, _mm512_castsi512_ps(_mm512_and_si512(
-                                        code, _mm512_set1_epi32(static_cast<int>(0x80000000u)))));
+        const __m512i code = load_e4m3(p + h * 16);
+        scales.half[h] = _mm512_or_ps(e4m3_magnitude(code),
+                                      _mm512_castsi512_ps(_mm512_and_si512(
+                                          code, _mm512_set1_epi32(static_cast<int>(0x80000000u)))));
         break;
       }
       case ScaleType::kInt8:
@@ -63,6 +70,13 @@ Scales load_scales(const std::byte* p, ScaleType type) {
     }
   }
   return scales;
+}
+
+// The factors of whole sums, one where the format has none.
+[[maybe_unused]] Scales output_scales(const std::byte* data, const CodedPanel& panel) {
+  if (panel.format.output_scale) return load_scales(data + panel.output_scales, ScaleType::kF32);
+  const __m512 one = _mm512_set1_ps(1.0F);
+  return {{one, one}};
 }
 
 // Times the f16 values of group g's super-group: exact, 8 by 11 bits.
