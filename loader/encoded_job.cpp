@@ -5,13 +5,13 @@
 #include <optional>
 
 #include "kernels/base/check.h"
+#include "kernels/base/float_convert.h"
 #include "loader/encodings/encoded_matrix.h"
 #include "loader/encodings/matrix_structure.h"
 #include "loader/encodings/scale_grid.h"
 #include "loader/encodings/scale_sanity.h"
 #include "loader/expected_tensors.h"
 #include "loader/pack_shard.h"
-#include "loader/read_job.h"
 #include "loader/tensor_geometry.h"
 
 namespace gantry {

@@ -44,7 +44,7 @@ struct InputTransforms {
 /// checkpoint's dtype, or its codes and scales (WeightFormat); biases are widened to f32. Static
 /// scales of the inputs of w1, w2 and w3 (with a gate) are f32 each, where the checkpoint has them.
 /// With an activation order w13's columns, and w13's rows with w2's columns, stand sorted by group.
-/// A slot starts as zeros (the padding of panels).
+/// The padding of panels is zero.
 struct SlotLayout {
   DType dtype = DType::kBF16;  ///< of plain weights; f32 where they are coded
   bool gated = true;

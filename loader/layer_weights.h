@@ -8,6 +8,7 @@
 #include "loader/encodings/activation_scheme.h"
 #include "loader/expert_slot.h"
 #include "loader/moe_config.h"
+#include "loader/slot_pool.h"
 #include "parallel/expert_map.h"
 #include "parallel/parallel_config.h"
 
@@ -24,7 +25,7 @@ struct MoeLayerWeights {
   SlotLayout layout;
   int64_t num_slots = 0;         ///< L
   ActivationScheme activations;  ///< how the inputs of the routed experts are quantized
-  ByteBuffer slots;              ///< num_slots * layout.stride_bytes
+  SlotBuffer slots;              ///< num_slots * layout.stride_bytes
 
   // Small tensors are widened to f32 (exactly) and are the same on every rank.
   Buffer<float> router;            // [routing.num_experts, H]

@@ -67,37 +67,7 @@ RowRange copy_from_chunk(const PlannedCopy& copy, const Chunk& chunk) {
   return {begin, end};
 }
 
-template <typename Element>
-int64_t find_all_ones_exponent(const void* data, int64_t count, Element mask) noexcept {
-  const auto* bits = static_cast<const Element*>(data);
-  constexpr int64_t kStep = 4096;  // a branch-free pass over a step, then a search where it hit
-  for (int64_t begin = 0; begin < count; begin += kStep) {
-    const int64_t end = std::min(count, begin + kStep);
-    unsigned hit = 0;
-    for (int64_t i = begin; i < end; ++i)
-      hit |= static_cast<unsigned>((bits[i] & mask) == mask);
-    if (hit == 0) continue;
-    for (int64_t i = begin; i < end; ++i) {
-      if ((bits[i] & mask) == mask) return i;
-    }
-  }
-  return -1;
-}
-
 }  // namespace
-
-int64_t find_non_finite(const void* data, DType dtype, int64_t count) noexcept {
-  switch (dtype) {
-    case DType::kBF16:
-      return find_all_ones_exponent<uint16_t>(data, count, 0x7f80);
-    case DType::kF16:
-      return find_all_ones_exponent<uint16_t>(data, count, 0x7c00);
-    case DType::kF32:
-      return find_all_ones_exponent<uint32_t>(data, count, 0x7f800000u);
-    default:
-      return -1;
-  }
-}
 
 void report_non_finite(const Checkpoint& checkpoint, const TensorSource& source, int expert,
                        int64_t index, float value, LoadReport& report) {

@@ -13,9 +13,6 @@ namespace gantry {
 int64_t run_read_job(const Checkpoint& checkpoint, const ReadJob& job, const LoadOptions& options,
                      LoadLedger& ledger, LoadReport& report);
 
-/// The first NaN or infinity among `count` plain floats, or -1.
-int64_t find_non_finite(const void* data, DType dtype, int64_t count) noexcept;
-
 /// Adds the finding for a NaN or infinity at element `index` of a tensor.
 void report_non_finite(const Checkpoint& checkpoint, const TensorSource& source, int expert,
                        int64_t index, float value, LoadReport& report);

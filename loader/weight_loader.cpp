@@ -222,7 +222,7 @@ void WeightLoader::set_shared_layout(MoeLayerWeights& weights, const LayerTensor
 }
 
 MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
-                                       const ExpertMap& experts, bool with_memory, bool gpu,
+                                       const ExpertMap& experts, const LoadOptions* options,
                                        LoadDestination& destination) const {
   const LayerTensors& tensors = tensors_->layer(spec.layer);
   const std::string reason = infeasible_reason(spec, parallel.tp_size, parallel.ep_size);
@@ -237,11 +237,15 @@ MoeLayerWeights WeightLoader::allocate(const MoeLayerSpec& spec, const ParallelC
   weights.spec = spec;
   weights.parallel = parallel;
   weights.activations = layer_activations(tensors, spec);
+  const bool gpu = options != nullptr && options->gpu;
   set_expert_layout(weights, tensors, gpu, destination);
   weights.num_slots = experts.num_slots(parallel.ep_rank());
-  if (with_memory) {
-    weights.slots =
-        ByteBuffer(static_cast<size_t>(weights.num_slots * weights.layout.stride_bytes));
+  const bool with_memory = options != nullptr;
+  const auto slot_bytes = static_cast<size_t>(weights.num_slots * weights.layout.stride_bytes);
+  if (with_memory && options->slot_pool != nullptr) {
+    weights.slots = options->slot_pool->take(weights.layout, slot_bytes);
+  } else if (with_memory) {
+    weights.slots = ByteBuffer(slot_bytes);
   }
   destination.loads_shared = spec.shared.intermediate_size > 0 && parallel.leads_dp_group();
   if (destination.loads_shared) {
@@ -264,7 +268,7 @@ LoadPlan WeightLoader::plan(int layer, const ParallelConfig& parallel,
   const MoeLayerSpec* spec = config_->find_layer(layer);
   GANTRY_CHECK(spec != nullptr, ErrorCode::kInvalidArgument, "layer {} is not a MoE layer", layer);
   LoadDestination destination;
-  (void)allocate(*spec, parallel, experts, /*with_memory=*/false, /*gpu=*/false, destination);
+  (void)allocate(*spec, parallel, experts, /*options=*/nullptr, destination);
   LoadLedger ledger;
   return plan_layer(*spec, *config_->family, tensors_->layer(layer), parallel, experts, destination,
                     ledger);
@@ -297,8 +301,7 @@ MoeLayerWeights WeightLoader::load_layer(int layer, const ParallelConfig& parall
   for (const FindingKind kind : options.allow)
     report.allow(kind);
   LoadDestination destination;
-  MoeLayerWeights weights =
-      allocate(*spec, parallel, experts, /*with_memory=*/true, options.gpu, destination);
+  MoeLayerWeights weights = allocate(*spec, parallel, experts, &options, destination);
   LoadLedger ledger;
   const LoadPlan plan = plan_layer(*spec, *config_->family, tensors_->layer(layer), parallel,
                                    experts, destination, ledger);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "kernels/base/export.h"
@@ -11,6 +12,7 @@
 #include "loader/load_plan.h"
 #include "loader/load_report.h"
 #include "loader/moe_config.h"
+#include "loader/slot_pool.h"
 #include "loader/tensor_map.h"
 
 namespace gantry GANTRY_API {
@@ -22,6 +24,8 @@ struct LoadOptions {
   int64_t staging_bytes = int64_t{1} << 20;
   /// Weights are for a GPU: what its kernels cannot read is decoded to f32.
   bool gpu = false;
+  /// Where slots get their memory, and return it to when their layer is gone; null: fresh memory.
+  std::shared_ptr<SlotPool> slot_pool{};
   bool check_finite = true;  ///< NaN and infinity among weights, and senseless scales, are findings
   /// Kinds that become warnings in the report that load_layer is given: see LoadReport::allow.
   std::vector<FindingKind> allow;
@@ -64,10 +68,11 @@ class WeightLoader {
                               const ExpertMap& experts) const;
 
  private:
-  /// Layouts of a rank's slots, and their memory if that is wanted.
+  /// Layouts of a rank's slots, and their memory.
+  /// @param options null: no memory, for a CPU
   /// @param destination everything in it is set, to be planned with
   [[nodiscard]] MoeLayerWeights allocate(const MoeLayerSpec& spec, const ParallelConfig& parallel,
-                                         const ExpertMap& experts, bool with_memory, bool gpu,
+                                         const ExpertMap& experts, const LoadOptions* options,
                                          LoadDestination& destination) const;
   /// Experts keep their dtype or their codes; what kernels have no format for is decoded to f32,
   /// which the log says.

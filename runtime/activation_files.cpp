@@ -5,7 +5,6 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/float_convert.h"
-#include "loader/read_job.h"
 #include "loader/tensor_geometry.h"
 #include "runtime/reference.h"
 

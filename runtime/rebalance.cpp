@@ -41,7 +41,7 @@ Buffer<T> copy_of(const Buffer<T>& buffer) {
 }
 
 // The same weights with other slots. Names every member, so that a new one is not forgotten here.
-MoeLayerWeights with_slots(const MoeLayerWeights& weights, ByteBuffer new_slots,
+MoeLayerWeights with_slots(const MoeLayerWeights& weights, SlotBuffer new_slots,
                            int64_t new_num_slots) {
   const auto& [spec, parallel, cut_unit, layout, num_slots, activations, slots, router, router_bias,
                correction_bias, per_expert_scale, router_scale, output_norm, hash_table,

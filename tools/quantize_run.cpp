@@ -15,7 +15,6 @@
 #include "loader/carried_files.h"
 #include "loader/encodings/quant_config.h"
 #include "loader/matrix_reader.h"
-#include "loader/read_job.h"
 
 namespace gantry::cli {
 namespace {

@@ -196,6 +196,7 @@ int run_run(const RunOptions& options, RankSession& ranks) {
 
   LoadOptions load;
   load.threads = options.common.make_threads();
+  load.slot_pool = std::make_shared<SlotPool>();  // one layer's memory after the other's
   FusedMoeOptions run;
   run.threads = load.threads;
   const ActivationChoice activations = choose_activations(

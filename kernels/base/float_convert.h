@@ -73,6 +73,9 @@ inline float load_as_f32(const void* data, DType dtype, int64_t index) noexcept 
 /// Widens `count` plain floats (f32, f16 or bf16) to f32, exactly.
 void convert_to_f32(const void* source, DType dtype, int64_t count, float* destination) noexcept;
 
+/// The first NaN or infinity among `count` values of any float type, or -1.
+int64_t find_non_finite(const void* data, DType dtype, int64_t count) noexcept;
+
 /// Rounds `count` f32 to `dtype` (f32, f16 or bf16), to nearest-even.
 void convert_from_f32(const float* source, int64_t count, DType dtype, void* destination) noexcept;
 

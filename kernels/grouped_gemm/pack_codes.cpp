@@ -149,7 +149,9 @@ void pack_each(WeightElement element, const CodedBlock& block, const HalfRows& r
       }
       const unsigned code = block.nibbles ? (source[k / 2] ^ block.flip) >> (k % 2 * 4)
                                           : static_cast<unsigned>(source[k] ^ block.flip);
-      target |= static_cast<std::byte>((code & 0xfu) << nibble_shift(k));
+      const int shift = nibble_shift(k);
+      target =
+          (target & ~(std::byte{0xf} << shift)) | static_cast<std::byte>((code & 0xfu) << shift);
     }
   }
 }

@@ -12,6 +12,7 @@ void pack_pairs(const PackPairs& call) noexcept {
       transpose_tile(call.source + pair * 4, call.row_stride, call.target + pair * 128,
                      [](__m512i line) { return line; });
     }
+    _mm_sfence();
   }
   for (int64_t row = 0; row < call.num_rows; ++row) {
     for (int64_t rest = pair; rest < call.num_pairs; ++rest) {

@@ -52,6 +52,7 @@ void pack_words(const PackWords& call) noexcept {
     rest.source += whole * 4;
     rest.target += whole * 128;
     rest.num_words -= whole;
+    _mm_sfence();
   }
   scalar::pack_words(rest);
 }

@@ -59,7 +59,9 @@ inline void transpose_dwords(__m512i (&rows)[4][4], const Store& store) {
 }
 
 /// Reads 16 dwords of each of 16 rows and writes them column by column, 128 bytes apart, each
-/// column after finish(column).
+/// column after finish(column). Whole lines that nobody reads soon go past the caches, which keep
+/// what is being packed (loads of int4: 0.32 -> 0.40 of a plain read on Zen 4). An _mm_sfence() has
+/// to follow before another thread reads them.
 template <typename Byte, typename Finish>
 inline void transpose_tile(const Byte* source, int64_t row_stride, std::byte* target,
                            const Finish& finish) {
@@ -71,7 +73,7 @@ inline void transpose_tile(const Byte* source, int64_t row_stride, std::byte* ta
       rows[i][j] = _mm512_loadu_si512(source + (4 * i + j) * row_stride);
   }
   transpose_dwords(rows, [&](int column, __m512i line) {
-    _mm512_store_si512(target + column * 128, finish(line));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(target + column * 128), finish(line));
   });
 }
 

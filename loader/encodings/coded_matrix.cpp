@@ -1,47 +1,42 @@
 #include "loader/encodings/coded_matrix.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
+#include "kernels/base/float_convert.h"
 #include "kernels/grouped_gemm/pack_codes.h"
 
 namespace gantry {
 namespace {
 
-// The first byte that is `bits` under `mask`, or -1: a branch-free pass over a step, then a search
-// where it hit.
-int64_t find_byte(const uint8_t* bytes, int64_t count, uint8_t mask, uint8_t bits) noexcept {
-  constexpr int64_t kStep = 4096;
-  for (int64_t begin = 0; begin < count; begin += kStep) {
-    const int64_t end = std::min(count, begin + kStep);
-    uint8_t hit = 0;
-    for (int64_t i = begin; i < end; ++i)
-      hit |= static_cast<uint8_t>((bytes[i] & mask) == bits);
-    for (int64_t i = begin; hit != 0 && i < end; ++i) {
-      if ((bytes[i] & mask) == bits) return i;
-    }
+DType dtype_of(ScaleType type) noexcept {
+  switch (type) {
+    case ScaleType::kF32:
+      return DType::kF32;
+    case ScaleType::kF16:
+      return DType::kF16;
+    case ScaleType::kBF16:
+      return DType::kBF16;
+    case ScaleType::kE4M3:
+      return DType::kF8E4M3;
+    case ScaleType::kE8M0:
+      return DType::kF8E8M0;
+    case ScaleType::kInt8:
+    case ScaleType::kNone:
+      break;
   }
-  return -1;
+  return DType::kI8;
+}
+
+int64_t first_non_finite(const std::vector<float>& values) noexcept {
+  return find_non_finite(values.data(), DType::kF32, static_cast<int64_t>(values.size()));
 }
 
 // Index as CodedMatrix::scale has it, or -1.
 int64_t first_non_finite_scale(const CodedMatrix& matrix) noexcept {
-  const int64_t count = matrix.size.out * matrix.num_groups();
-  if (matrix.file_scales != nullptr && size_of(matrix.format.scale) == 1) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(matrix.file_scales);
-    const uint8_t nan = matrix.format.scale == ScaleType::kE8M0 ? 0xff : 0x7f;
-    return find_byte(bytes, count, nan, nan);
-  }
-  if (matrix.file_scales == nullptr) {
-    const auto bad = std::find_if_not(matrix.scales.begin(), matrix.scales.end(),
-                                      [](float scale) { return std::isfinite(scale); });
-    return bad == matrix.scales.end() ? -1 : bad - matrix.scales.begin();
-  }
-  for (int64_t at = 0; at < count; ++at) {
-    if (!std::isfinite(matrix.scale(at))) return at;
-  }
-  return -1;
+  if (matrix.file_scales == nullptr) return first_non_finite(matrix.scales);
+  return find_non_finite(matrix.file_scales, dtype_of(matrix.format.scale),
+                         matrix.size.out * matrix.num_groups());
 }
 
 }  // namespace
@@ -98,23 +93,20 @@ int64_t find_non_finite(const CodedMatrix& matrix) noexcept {
   const int64_t scale = first_non_finite_scale(matrix);
   if (scale >= 0) return scale / groups * in + scale % groups * matrix.format.group;
   for (const auto* factors : {&matrix.minimums, &matrix.super_scales, &matrix.super_minimums}) {
-    const auto bad = std::ranges::find_if_not(*factors, [](float f) { return std::isfinite(f); });
-    if (bad == factors->end()) continue;
-    const int64_t at = bad - factors->begin();
+    const int64_t at = first_non_finite(*factors);
+    if (at < 0) continue;
     const bool super = factors != &matrix.minimums;
     const int64_t of_row = super ? matrix.num_supers() : groups;
     return at / of_row * in +
            at % of_row * (super ? matrix.format.super_group : matrix.format.group);
   }
-  for (size_t o = 0; o < matrix.output_scales.size(); ++o) {
-    if (!std::isfinite(matrix.output_scales[o])) return static_cast<int64_t>(o) * in;
-  }
+  const int64_t row = first_non_finite(matrix.output_scales);
+  if (row >= 0) return row * in;
   const WeightElement element = matrix.format.element;
   if (element != WeightElement::kE4M3 && element != WeightElement::kE5M2) return -1;
-  // e5m2 has infinities, too.
-  const uint8_t nan = element == WeightElement::kE4M3 ? 0x7f : 0x7c;
+  const DType codes = element == WeightElement::kE4M3 ? DType::kF8E4M3 : DType::kF8E5M2;
   for (int64_t o = 0; o < out; ++o) {
-    const int64_t bad = find_byte(matrix.code_row(o), in, nan, nan);
+    const int64_t bad = find_non_finite(matrix.code_row(o), codes, in);
     if (bad >= 0) return o * in + bad;
   }
   return -1;

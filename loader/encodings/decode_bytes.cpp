@@ -82,7 +82,7 @@ CodedMatrix code_fp8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   CodedMatrix coded{.format = fp8_format(scheme, matrix), .size = matrix.size};
   const EncodedTensor& weight = matrix.require("weight");
   use_codes(weight, weight.dtype, coded);
-  set_scales(coded, read_scales(scale_of(matrix), matrix.size, scheme));
+  set_scales(coded, scale_of(matrix), scheme);
   return coded;
 }
 
@@ -133,7 +133,7 @@ CodedMatrix code_int8(const QuantScheme& scheme, const EncodedMatrix& matrix) {
   } else {
     use_codes(matrix.require("weight"), DType::kI8, coded);
   }
-  set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
+  set_scales(coded, matrix.require("weight_scale"), scheme);
   return coded;
 }
 

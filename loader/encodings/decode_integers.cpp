@@ -266,7 +266,7 @@ CodedMatrix code_packed_int(const QuantScheme& scheme, const EncodedMatrix& matr
                "{}: the config says {}, the zero points say otherwise", packed.name,
                scheme.symmetric ? "symmetric" : "asymmetric");
   coded.input_groups = groups_of_inputs(scheme, matrix, "weight_g_idx");
-  set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
+  set_scales(coded, matrix.require("weight_scale"), scheme);
   if (zeros != nullptr) {
     require_tensor(*zeros, DType::kI32, {words_of(out, bits), groups});
     set_zeros(coded, scheme, groups, *zeros, [&](int64_t g, int64_t o) {
@@ -293,7 +293,7 @@ CodedMatrix code_row_pairs_int4(const QuantScheme& scheme, const EncodedMatrix& 
   const auto [out, in] = matrix.size;
   const EncodedTensor& weight = matrix.require("weight");
   require_tensor(weight, DType::kU8, {(out + 1) / 2, in});
-  set_scales(coded, read_scales(matrix.require("weight_scale"), matrix.size, scheme));
+  set_scales(coded, matrix.require("weight_scale"), scheme);
   coded.codes.resize(static_cast<size_t>(out * coded.row_bytes()));
   rows_of_pairs(weight.data, coded.size, coded.codes.data());
   return coded;

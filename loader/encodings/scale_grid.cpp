@@ -107,9 +107,18 @@ void set_grid(WeightFormat& format, const QuantScheme& scheme, const MatrixSize&
   format.scale = scale_type_of(scales);
 }
 
-void set_scales(CodedMatrix& coded, const ScaleValues& scales) {
+void set_file_scales(CodedMatrix& coded, const EncodedTensor& tensor) {
+  check_count(tensor, coded.size, 1, coded.format.group);
+  GANTRY_CHECK(scale_type_of(tensor) == coded.format.scale, ErrorCode::kFormat,
+               "{}: scales of type {}", tensor.name, to_string(tensor.dtype));
+  coded.file_scales = tensor.data;
+}
+
+void set_scales(CodedMatrix& coded, const EncodedTensor& tensor, const QuantScheme& scheme) {
   const int64_t groups = coded.num_groups();
   const int64_t out = coded.size.out;
+  if (groups > 0 && scheme.grid == ScaleGrid::kGroup) return set_file_scales(coded, tensor);
+  const ScaleValues scales = read_scales(tensor, coded.size, scheme);
   if (groups == 0) {
     coded.output_scales.resize(static_cast<size_t>(out));
     for (int64_t o = 0; o < out; ++o)
@@ -121,13 +130,6 @@ void set_scales(CodedMatrix& coded, const ScaleValues& scales) {
     for (int64_t g = 0; g < groups; ++g)
       coded.scales[static_cast<size_t>(o * groups + g)] = scales.at(o, g * coded.format.group);
   }
-}
-
-void set_file_scales(CodedMatrix& coded, const EncodedTensor& tensor) {
-  check_count(tensor, coded.size, 1, coded.format.group);
-  GANTRY_CHECK(scale_type_of(tensor) == coded.format.scale, ErrorCode::kFormat,
-               "{}: scales of type {}", tensor.name, to_string(tensor.dtype));
-  coded.file_scales = tensor.data;
 }
 
 void require_tensor(const EncodedTensor& tensor, DType dtype, const std::vector<int64_t>& shape) {

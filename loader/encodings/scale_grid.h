@@ -42,8 +42,10 @@ ScaleType scale_type_of(const EncodedTensor& tensor);
 void set_grid(WeightFormat& format, const QuantScheme& scheme, const MatrixSize& size,
               const EncodedTensor& scales);
 
-/// Spreads a grid over the outputs and groups of a coded matrix.
-void set_scales(CodedMatrix& coded, const ScaleValues& scales);
+/// Gives a coded matrix, whose format is known, its scales: as they stand in the file where there
+/// is one a group and output, else spread over the groups and outputs.
+/// @throws Error kFormat as read_scales does
+void set_scales(CodedMatrix& coded, const EncodedTensor& tensor, const QuantScheme& scheme);
 
 /// Lets a coded matrix use a tensor of scales [out, groups] as it stands in the file.
 /// @throws Error kFormat if it has another number of elements; kUnsupported as scale_type_of does

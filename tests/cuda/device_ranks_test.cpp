@@ -62,9 +62,7 @@ const Layout kLayouts[] = {
 // Emulated kernels are slow: one checkpoint of each thing that ranks treat in their own way, unless
 // GANTRY_ALL_GOLDENS asks for all.
 std::vector<Golden> chosen_goldens() {
-  std::vector<Golden> all = family_goldens();
-  for (const auto& more : {quant_goldens(), gguf_goldens()})
-    all.insert(all.end(), more.begin(), more.end());
+  std::vector<Golden> all = all_goldens();
   if (std::getenv("GANTRY_ALL_GOLDENS") != nullptr) return all;
   // Shared experts with a gate, biases, latent projections, identity experts, norms before the
   // router, weights on the input, hash routing, codes with scales.

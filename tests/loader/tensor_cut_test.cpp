@@ -71,7 +71,8 @@ std::string refusal(Opened& source, const ParallelConfig& parallel) {
   }
 }
 
-bool same_bytes(const ByteBuffer& a, const ByteBuffer& b) {
+template <typename Memory>
+bool same_bytes(const Memory& a, const Memory& b) {
   return std::equal(a.data(), a.data() + a.size(), b.data(), b.data() + b.size());
 }
 

@@ -118,13 +118,6 @@ TEST_P(RankSchemeTest, MatchesWithTheActivationsOfTheScheme) {
   }
 }
 
-std::vector<Golden> all_goldens() {
-  std::vector<Golden> all = family_goldens();
-  for (const std::vector<Golden>& more : {quant_goldens(), gguf_goldens()})
-    all.insert(all.end(), more.begin(), more.end());
-  return all;
-}
-
 INSTANTIATE_TEST_SUITE_P(Goldens, RankLayoutTest, testing::ValuesIn(all_goldens()),
                          [](const auto& golden) { return golden.param.name; });
 

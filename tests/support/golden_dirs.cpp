@@ -52,4 +52,11 @@ std::vector<Golden> quant_goldens() {
 
 std::vector<Golden> gguf_goldens() { return goldens_of("gguf", "GANTRY_QUANT_DIR", "model.gguf"); }
 
+std::vector<Golden> all_goldens() {
+  std::vector<Golden> all = family_goldens();
+  for (const std::vector<Golden>& more : {quant_goldens(), gguf_goldens()})
+    all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
 }  // namespace gantry::test

@@ -22,6 +22,9 @@ std::vector<Golden> quant_goldens();
 /// The GGUF goldens of tests/golden/gguf, and of the folder that GANTRY_QUANT_DIR names.
 std::vector<Golden> gguf_goldens();
 
+/// All of these.
+std::vector<Golden> all_goldens();
+
 /// tests/golden of the source tree.
 std::filesystem::path golden_root();
 
