@@ -25,7 +25,11 @@ constexpr WeightFormat kFormats[] = {
     {WeightElement::kInt8, ScaleType::kNone, 0, false, true},
     {WeightElement::kInt4, ScaleType::kBF16, 128},
     {WeightElement::kInt4, ScaleType::kF16, 32},
+    {WeightElement::kInt4, ScaleType::kF16, 64},
     {WeightElement::kInt4, ScaleType::kF16, 128, true},
+    {WeightElement::kE4M3, ScaleType::kE8M0, 32},
+    {WeightElement::kUInt4, ScaleType::kF16, 32, true},
+    {WeightElement::kInt8, ScaleType::kF16, 32},
     {WeightElement::kE2M1, ScaleType::kE8M0, 32},
     {WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true},
 };

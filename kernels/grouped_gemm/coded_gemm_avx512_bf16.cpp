@@ -48,13 +48,6 @@ void panel_gemm_fp4_dot(const PanelGemm& call) noexcept {
 }
 void panel_gemm_iq4_dot(const PanelGemm& call) noexcept { coded_gemm<DotMultiply, IQ4Codes>(call); }
 
-void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept {
-  coded_gemm<DotMultiply, FoldedMXFP4Codes>(call);
-}
-void panel_gemm_nvfp4_dot(const PanelGemm& call) noexcept {
-  coded_gemm<DotMultiply, FoldedNVFP4Codes>(call);
-}
-
 void dequantize_bf16(const DequantizePanel& call) noexcept { dequantize<StoreBF16>(call); }
 
 }  // namespace gantry::avx512

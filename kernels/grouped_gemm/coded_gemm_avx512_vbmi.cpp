@@ -36,7 +36,6 @@ constexpr Tables kTables = make_tables();
 
 struct E4M3TableCodes {
   static constexpr int kPairs = 2;
-  static constexpr bool kFolds = false;
   struct Line {
     __m512i pairs[2];
   };

@@ -14,23 +14,16 @@ struct CodedGemmKernel {
   std::string_view name;
   Isa isa;
   WeightElement element;
-  ScaleType scale;       ///< the one it can read; kNone: any
   ActivationDType rows;  ///< as in PanelGemmKernel; kInt8: codes with an Int8RowTail
   /// With groups of less than `kWideGroup` inputs (rows of int8: of any size) and more rows than
   /// this something else is faster: another row of the list, or to decode pieces of a panel first
   /// and run a plain kernel on them. Next to bf16 tiles, `kRowsBeforeTiles` is the most.
   int64_t max_rows;
   void (*run)(const PanelGemm& call) noexcept;
-  /// Scales of groups become part of the weights: no zero points, no minimums.
-  bool folds = false;
 };
 
 /// Kernels for at most so many rows are never used for more.
 inline constexpr int64_t kFewRows = 2;
-
-/// With groups this wide the sums of groups cost little, and decoding in registers is best for any
-/// number of rows.
-inline constexpr int64_t kWideGroup = 64;
 
 /// Where there are bf16 tiles, more rows than this are theirs. For 16 x 32 weights a dot kernel
 /// takes 32 cycles a row (Granite Rapids); to decode them first takes about 140 (4 lines of

@@ -18,8 +18,7 @@ namespace {
 // ---- codes -> pairs of bf16 -------------------------------------------------------------------
 
 // A `Codes` type decodes one line: 16 lanes, kPairs pairs of k. `Line` is what is kept of a line
-// between its pairs; pair<P>(line) gives 16 lanes x (even k, odd k). One that folds scales gives
-// code times scale, exactly; scales_of reads a group's scales of 16 lanes for that.
+// between its pairs; pair<P>(line) gives 16 lanes x (even k, odd k).
 
 __m512i nibble_table(const uint16_t (&values)[16]) {
   // vpermw looks at five bits of an index: with the table twice, the lowest bit of the next nibble
@@ -30,7 +29,6 @@ __m512i nibble_table(const uint16_t (&values)[16]) {
 
 struct NibbleCodes {
   static constexpr int kPairs = 4;
-  static constexpr bool kFolds = false;
   using Line = __m512i;
   __m512i table;
 
@@ -104,7 +102,6 @@ struct WidePair {
 
 struct BookCodes {
   static constexpr int kPairs = 4;
-  static constexpr bool kFolds = false;
   using Line = __m512i;
   __m512 table;
 
@@ -125,81 +122,10 @@ struct FP4Codes : BookCodes {
   FP4Codes() : BookCodes(kFP4Values) {}
 };
 
-__m512i in_both_words(__m512i low) { return _mm512_or_si512(low, _mm512_slli_epi32(low, 16)); }
-
-// FP4 with e8m0 scales up to 2^100: exponents in the table are 100 too large, and 227 - scale is
-// taken off. Saturation keeps zeros zero (and makes weights below 2^-126 zero).
-struct FoldedMXFP4Codes : NibbleCodes {
-  static constexpr bool kFolds = true;
-
-  FoldedMXFP4Codes() {
-    static constexpr uint16_t kValues[16] = {0x0000, 0x7100, 0x7180, 0x71c0, 0x7200, 0x7240,
-                                             0x7280, 0x72c0, 0x0000, 0xf100, 0xf180, 0xf1c0,
-                                             0xf200, 0xf240, 0xf280, 0xf2c0};
-    table = nibble_table(kValues);
-  }
-  // What pair() subtracts, for 16 lanes.
-  static __m512i scales_of(const std::byte* scales) {
-    const __m512i code =
-        _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(scales)));
-    // 2^-127 counts as 2^-126: below it the difference would borrow from the sign.
-    const __m512i normal = _mm512_max_epi32(code, _mm512_set1_epi32(1));
-    return in_both_words(_mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(227), normal), 7));
-  }
-  template <int kPair>
-  [[nodiscard]] __m512i scaled_pair(Line line, __m512i scales) const {
-    return _mm512_subs_epu16(pair<kPair>(line), scales);
-  }
-};
-
-// FP4 with e4m3 scales: products have 6 bits, which bf16 holds. A code is 2^a or 1.5 * 2^a. The
-// table has 2^(a + 100), and what takes off 2^100 and multiplies by the scale, or by 1.5 times it,
-// is a difference of bf16's bits. The lowest bit of the table tells which. Saturation as above.
-struct FoldedNVFP4Codes : NibbleCodes {
-  static constexpr bool kFolds = true;
-  struct GroupScales {
-    __m512i of_power;
-    __m512i of_half_more;
-    __m512i sign;  // of scales: negative ones can be allowed
-  };
-
-  FoldedNVFP4Codes() {
-    static constexpr uint16_t kValues[16] = {0x0000, 0x7100, 0x7180, 0x7181, 0x7200, 0x7201,
-                                             0x7280, 0x7281, 0x0000, 0xf100, 0xf180, 0xf181,
-                                             0xf200, 0xf201, 0xf280, 0xf281};
-    table = nibble_table(kValues);
-  }
-  static GroupScales scales_of(const std::byte* scales) {
-    const __m512i code = load_e4m3(scales);
-    const __m512 scale = e4m3_magnitude(code);
-    const __m512 half_more = _mm512_mul_ps(scale, _mm512_set1_ps(1.5F));
-    constexpr int kOne = 0x7180;  // 2^100, as bf16 has it
-    const auto taken = [](__m512 product, int from) {
-      return _mm512_sub_epi32(_mm512_set1_epi32(from),
-                              _mm512_srli_epi32(_mm512_castps_si512(product), 16));
-    };
-    const __mmask16 zero = _mm512_testn_epi32_mask(code, _mm512_set1_epi32(0x7f));
-    const __m512i all = _mm512_set1_epi32(0xffff);
-    return {
-        in_both_words(_mm512_mask_mov_epi32(taken(scale, kOne), zero, all)),
-        in_both_words(_mm512_mask_mov_epi32(taken(half_more, kOne + 1), zero, all)),
-        in_both_words(_mm512_and_si512(_mm512_srli_epi32(code, 16), _mm512_set1_epi32(0x8000)))};
-  }
-  template <int kPair>
-  [[nodiscard]] __m512i scaled_pair(Line line, const GroupScales& scales) const {
-    const __m512i power = pair<kPair>(line);
-    const __mmask32 half_more = _mm512_test_epi16_mask(power, _mm512_set1_epi16(1));
-    const __m512i product = _mm512_mask_subs_epu16(_mm512_subs_epu16(power, scales.of_power),
-                                                   half_more, power, scales.of_half_more);
-    return _mm512_xor_si512(product, scales.sign);
-  }
-};
-
 // FP8 of 3 mantissa bits (e4m3) or 2 (e5m2).
 template <int kMantissa>
 struct SmallFloatCodes {
   static constexpr int kPairs = 2;
-  static constexpr bool kFolds = false;
   using Line = __m512i;
   __m512i subnormals;  // bf16 of m * 2^-9 (e4m3), of m * 2^-16 (e5m2), over and over
 
@@ -237,7 +163,6 @@ using E5M2Codes = SmallFloatCodes<2>;
 
 struct Int8Codes {
   static constexpr int kPairs = 2;
-  static constexpr bool kFolds = false;
   using Line = __m512i;
 
   [[nodiscard]] Line load(const std::byte* line) const { return _mm512_load_si512(line); }

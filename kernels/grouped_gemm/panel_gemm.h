@@ -14,6 +14,9 @@ namespace gantry {
 /// blocks of 16 AMX rows and four of 12 AVX-512 rows.
 inline constexpr int64_t kMaxPanelRows = 48;
 
+/// Groups of at least so many inputs are wide: their sums cost little beside their multiplications.
+inline constexpr int64_t kWideGroup = 128;
+
 /// One call of a kernel: C[r, l] = sum over k of x[r, k] * panel[k, l] for 32 lanes, in f32.
 /// A row's sum is taken in an order that depends on nothing but k.
 struct PanelGemm {
@@ -79,8 +82,6 @@ void panel_gemm_e4m3_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int8_dot(const PanelGemm& call) noexcept;
 void panel_gemm_int4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e2m1_dot(const PanelGemm& call) noexcept;
-void panel_gemm_mxfp4_dot(const PanelGemm& call) noexcept;
-void panel_gemm_nvfp4_dot(const PanelGemm& call) noexcept;
 void panel_gemm_e4m3_few_rows(const PanelGemm& call) noexcept;
 void panel_gemm_int4_few_rows(const PanelGemm& call) noexcept;
 void panel_gemm_e5m2(const PanelGemm& call) noexcept;

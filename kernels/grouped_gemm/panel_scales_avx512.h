@@ -28,7 +28,7 @@ __m512 e4m3_magnitude(__m512i code) {
 
 // e4m3 and e8m0 scales are of any value: e4m3 ones are finite (NaN is refused at load) and may be
 // subnormal; e8m0 255 (NaN) is refused too, and 0 is 2^-127.
-Scales load_scales(const std::byte* p, ScaleType type) {
+[[gnu::always_inline]] inline Scales load_scales(const std::byte* p, ScaleType type) {
   Scales scales;
   for (int h = 0; h < 2; ++h) {
     switch (type) {

@@ -372,7 +372,7 @@ std::vector<CodedGemmKernel> kernels_of_int8_rows() {
   for (const auto& [name, element] : {std::pair{"int8_amx_avx512_parts", WeightElement::kInt8},
                                       std::pair{"int4_amx_avx512_parts", WeightElement::kInt4},
                                       std::pair{"e2m1_amx_avx512_parts", WeightElement::kE2M1}}) {
-    kernels.push_back({name, Isa::kAvx512, element, ScaleType::kNone, ActivationDType::kInt8, 0,
+    kernels.push_back({name, Isa::kAvx512, element, ActivationDType::kInt8, 0,
                        avx512::panel_gemm_int8_amx_emulated});
   }
   return kernels;

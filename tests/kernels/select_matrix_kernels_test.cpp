@@ -40,7 +40,6 @@ TEST_P(MatrixKernelsTest, WaysAscendAndReadTheFormatAndTheRows) {
       covered = way.max_rows;
       EXPECT_EQ(way.kernel->element, format.element);
       EXPECT_EQ(way.kernel->rows, kernels.gemm->rows);
-      EXPECT_TRUE(way.kernel->scale == ScaleType::kNone || way.kernel->scale == format.scale);
       EXPECT_TRUE(machine.request().isas.contains(way.kernel->isa));
     }
   }
@@ -55,6 +54,7 @@ constexpr WeightFormat kFp8Block{WeightElement::kE4M3, ScaleType::kF32, 128, fal
 constexpr WeightFormat kMxfp8{WeightElement::kE4M3, ScaleType::kE8M0, 32, false, false};
 constexpr WeightFormat kMxfp4{WeightElement::kE2M1, ScaleType::kE8M0, 32, false, false};
 constexpr WeightFormat kNvfp4{WeightElement::kE2M1, ScaleType::kE4M3, 16, false, true};
+constexpr WeightFormat kInt8Group32{WeightElement::kInt8, ScaleType::kF16, 32, false, false};
 constexpr WeightFormat kInt8Row{.element = WeightElement::kInt8, .output_scale = true};
 
 std::string selected(const std::string& machine_name, const WeightFormat& format,
@@ -80,7 +80,7 @@ TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512) {
     EXPECT_EQ(selected(machine, kInt4Group32), "int4_avx512_fma_12x32 to 24 rows, " + many);
     EXPECT_EQ(selected(machine, kInt4Group128), "int4_avx512_fma_12x32");
     EXPECT_EQ(selected(machine, kFp8Block), "e4m3_avx512_fma_12x32");
-    EXPECT_EQ(selected(machine, kMxfp8), "e4m3_avx512_fma_12x32 to 24 rows, " + many);
+    EXPECT_EQ(selected(machine, kMxfp8), "e4m3_avx512_fma_12x32 to 12 rows, " + many);
     EXPECT_EQ(selected(machine, kMxfp4), "e2m1_avx512_fma_12x32 to 24 rows, " + many);
     EXPECT_EQ(selected(machine, kNvfp4), "e2m1_avx512_fma_12x32 to 24 rows, " + many);
     EXPECT_EQ(selected(machine, kInt8Row), "int8_avx512_fma_12x32");
@@ -94,17 +94,16 @@ std::string fp8_and(const std::string& more) { return "e4m3_avx512_dot_2x32 to 1
 TEST(SelectMatrixKernelsTest, IsPinnedOnAvx512WithTheDotInstruction) {
   const std::string many = "dequantize_bf16_avx512 + bf16_avx512_dot_12x32";
   for (const char* machine : {"avx512_bf16", "avx512_vbmi"}) {
-    EXPECT_EQ(selected(machine, kInt4Group32),
-              int4_and("int4_avx512_dot_12x32 to 16 rows, " + many));
-    EXPECT_EQ(selected(machine, kInt4Group128), int4_and("int4_avx512_dot_12x32"));
-    EXPECT_EQ(selected(machine, kMxfp4), "e2m1_avx512_dot_12x32 to 5 rows, mxfp4_avx512_dot_12x32");
-    EXPECT_EQ(selected(machine, kNvfp4),
-              "e2m1_avx512_dot_12x32 to 5 rows, nvfp4_avx512_dot_12x32 to 32 rows, " + many);
+    for (const WeightFormat& int4 : {kInt4Group32, kInt4Group128})
+      EXPECT_EQ(selected(machine, int4), int4_and("int4_avx512_dot_12x32"));
+    for (const WeightFormat& fp4 : {kMxfp4, kNvfp4})
+      EXPECT_EQ(selected(machine, fp4), "e2m1_avx512_dot_12x32 to 96 rows, " + many);
     EXPECT_EQ(selected(machine, kInt8Row), "int8_avx512_dot_12x32");
+    EXPECT_EQ(selected(machine, kInt8Group32), "int8_avx512_dot_12x32 to 24 rows, " + many);
   }
   // FP8 is looked up by VBMI; without it panels are decoded first.
-  EXPECT_EQ(selected("avx512_vbmi", kFp8Block), fp8_and("e4m3_avx512_dot_12x32"));
-  EXPECT_EQ(selected("avx512_vbmi", kMxfp8), fp8_and("e4m3_avx512_dot_12x32 to 16 rows, " + many));
+  for (const WeightFormat& fp8 : {kFp8Block, kMxfp8})
+    EXPECT_EQ(selected("avx512_vbmi", fp8), fp8_and("e4m3_avx512_dot_12x32"));
   EXPECT_EQ(selected("avx512_bf16", kFp8Block), many);
   EXPECT_EQ(selected("avx512_bf16", kMxfp8), many);
 }
@@ -127,8 +126,8 @@ TEST(SelectMatrixKernelsTest, IsPinnedOnAmx) {
 
 TEST(SelectMatrixKernelsTest, BatchInvariantRequestsTakeTheOneWayForTheMostRows) {
   EXPECT_EQ(selected("avx512_vbmi", kInt4Group32, true), "int4_avx512_dot_12x32");
-  EXPECT_EQ(selected("avx512_vbmi", kMxfp4, true), "mxfp4_avx512_dot_12x32");
-  EXPECT_EQ(selected("avx512_vbmi", kNvfp4, true), "nvfp4_avx512_dot_12x32");
+  for (const WeightFormat& fp4 : {kMxfp4, kNvfp4})
+    EXPECT_EQ(selected("avx512_vbmi", fp4, true), "e2m1_avx512_dot_12x32");
   EXPECT_EQ(selected("avx512", kInt4Group32, true), "int4_avx512_fma_12x32");
   EXPECT_EQ(selected("avx512_bf16", kMxfp8, true),
             "dequantize_bf16_avx512 + bf16_avx512_dot_12x32");
@@ -175,28 +174,16 @@ TEST(SelectMatrixKernelsTest, TheNumberOfRowsPicksTheWay) {
   const MatrixKernels mxfp4 = kernels_for(kMxfp4);
   EXPECT_EQ(mxfp4.coded_for(1)->name, "e2m1_avx512_dot_12x32");
   EXPECT_EQ(mxfp4.coded_for(5)->name, "e2m1_avx512_dot_12x32");
-  EXPECT_EQ(mxfp4.coded_for(6)->name, "mxfp4_avx512_dot_12x32");
-  EXPECT_EQ(mxfp4.coded_for(1 << 30)->name, "mxfp4_avx512_dot_12x32");
+  EXPECT_EQ(mxfp4.coded_for(96)->name, "e2m1_avx512_dot_12x32");
+  EXPECT_EQ(mxfp4.coded_for(97), nullptr);
   const MatrixKernels int4 = kernels_for(kInt4Group32);
   EXPECT_EQ(int4.coded_for(2)->name, "int4_avx512_dot_2x32");
   EXPECT_EQ(int4.coded_for(3)->name, "int4_avx512_dot_12x32");
-  EXPECT_EQ(int4.coded_for(16)->name, "int4_avx512_dot_12x32");
-  EXPECT_EQ(int4.coded_for(17), nullptr);
+  EXPECT_EQ(int4.coded_for(1 << 30)->name, "int4_avx512_dot_12x32");
   const MatrixKernels plain = kernels_for({});
   EXPECT_EQ(plain.dequantize, nullptr);
   EXPECT_EQ(plain.coded_for(1), nullptr);
   EXPECT_EQ(to_string(plain), "bf16_avx512_dot_12x32");
-}
-
-TEST(SelectMatrixKernelsTest, AKernelThatFoldsScalesGetsOutputScalesButNoZeroPoints) {
-  for (const WeightFormat& folded : {kMxfp4, kNvfp4}) {
-    WeightFormat format = folded;
-    format.output_scale = true;
-    EXPECT_EQ(selected("avx512_vbmi", format), selected("avx512_vbmi", folded));
-    format.zero_points = true;
-    EXPECT_EQ(selected("avx512_vbmi", format).find("fp4_"), std::string::npos);
-    EXPECT_EQ(selected("avx512_vbmi", format, true), "e2m1_avx512_dot_12x32");
-  }
 }
 
 }  // namespace
