@@ -182,14 +182,14 @@ std::span<const float> ForwardCall::expert_input(const ExchangedTokens& tokens) 
   const std::span<float> projected = workspace_.expert_input_.span().first(
       static_cast<size_t>(tokens.num_tokens * weights_.spec.expert_hidden_size));
   linear(tokens.hidden_states, operands_.latent_in.layout, operands_.latent_in.panels.data(),
-         operands_.latent_in.bias, projected, operands_.dense_kernels, options_.threads,
+         operands_.latent_in.bias, projected, operands_.latent_in.kernels, options_.threads,
          workspace_.experts_);
   return projected;
 }
 
 void ForwardCall::project_latent(std::span<const float> sum, bool with_bias, std::span<float> out) {
   linear(sum, operands_.latent_out.layout, operands_.latent_out.panels.data(),
-         with_bias ? operands_.latent_out.bias : nullptr, out, operands_.dense_kernels,
+         with_bias ? operands_.latent_out.bias : nullptr, out, operands_.latent_out.kernels,
          options_.threads, workspace_.experts_);
 }
 

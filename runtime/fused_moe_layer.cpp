@@ -168,7 +168,7 @@ Workspace FusedMoeLayer::make_workspace(int64_t max_num_tokens, int64_t max_slot
   }
   for (const DenseOperand* dense : {&held->router, &held->latent_in, &held->latent_out}) {
     if (dense->layout.n > 0) {
-      size.cover(linear_scratch(dense->layout, held->dense_kernels, all_tokens));
+      size.cover(linear_scratch(dense->layout, dense->kernels, all_tokens));
     }
   }
   workspace.experts_ = FusedExpertsScratch(size);

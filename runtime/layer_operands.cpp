@@ -1,6 +1,7 @@
 #include "runtime/layer_operands.h"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 
 #include "kernels/base/check.h"
@@ -8,17 +9,6 @@
 
 namespace gantry {
 namespace {
-
-DenseOperand pack_dense(const Buffer<float>& matrix, const Buffer<float>& bias, int64_t n,
-                        int64_t k) {
-  DenseOperand operand;
-  if (matrix.size() == 0) return operand;
-  operand.layout = {DType::kF32, /*gated=*/false, n, k};
-  operand.panels = ByteBuffer(static_cast<size_t>(operand.layout.bytes()));
-  pack_matrix(operand.layout, matrix.data(), operand.panels.data());
-  operand.bias = bias.size() > 0 ? bias.data() : nullptr;
-  return operand;
-}
 
 FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& options, int layer,
                            std::string_view what, bool int8_rows = false) {
@@ -34,6 +24,26 @@ FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& opti
       to_string(layout.w13_panels), to_string(kernels.w13), to_string(layout.w2_panels),
       to_string(kernels.w2), fmt::join(refused_panel_gemms(request), "; "));
   return kernels;
+}
+
+bool all_bf16(const Buffer<float>& values) {
+  return std::all_of(values.data(), values.data() + values.size(),
+                     [](float value) { return (std::bit_cast<uint32_t>(value) & 0xffffu) == 0; });
+}
+
+DenseOperand pack_dense(const Buffer<float>& matrix, const Buffer<float>& bias, int64_t n,
+                        int64_t k, FusedMoeOptions options, int layer, std::string_view what) {
+  DenseOperand operand;
+  if (matrix.size() == 0) return operand;
+  SlotLayout weights;
+  weights.dtype = all_bf16(matrix) ? DType::kBF16 : DType::kF32;
+  operand.layout = {weights.dtype, /*gated=*/false, n, k};
+  operand.panels = ByteBuffer(static_cast<size_t>(operand.layout.bytes()));
+  pack_matrix(operand.layout, matrix.data(), operand.panels.data());
+  operand.bias = bias.size() > 0 ? bias.data() : nullptr;
+  options.activations = ActivationDType::kF32;
+  operand.kernels = select(weights, options, layer, what);
+  return operand;
 }
 
 void check_input_scales(const MoeLayerWeights& weights) {
@@ -131,17 +141,16 @@ LayerOperands::LayerOperands(MoeLayerWeights loaded, ExpertMap map, const FusedM
     shared = weights.shared_layout.experts(weights.shared.data(), 1);
     shared_kernels = select(weights.shared_layout, routed_options, spec.layer, "shared experts");
   }
-  FusedMoeOptions dense = options;
-  dense.activations = ActivationDType::kF32;
-  SlotLayout dense_layout;
-  dense_layout.dtype = DType::kF32;
-  dense_kernels = select(dense_layout, dense, spec.layer, "router");
-  router =
-      pack_dense(weights.router, weights.router_bias, spec.routing.num_experts, spec.hidden_size);
-  latent_in = pack_dense(weights.latent_in, weights.latent_in_bias, spec.expert_hidden_size,
-                         spec.hidden_size);
-  latent_out = pack_dense(weights.latent_out, weights.latent_out_bias, spec.hidden_size,
-                          spec.expert_hidden_size);
+  const auto dense = [&](const Buffer<float>& matrix, const Buffer<float>& bias, int64_t n,
+                         int64_t k, std::string_view what) {
+    return pack_dense(matrix, bias, n, k, options, spec.layer, what);
+  };
+  router = dense(weights.router, weights.router_bias, spec.routing.num_experts, spec.hidden_size,
+                 "router");
+  latent_in = dense(weights.latent_in, weights.latent_in_bias, spec.expert_hidden_size,
+                    spec.hidden_size, "latent in");
+  latent_out = dense(weights.latent_out, weights.latent_out_bias, spec.hidden_size,
+                     spec.expert_hidden_size, "latent out");
 
   logical_to_slot = experts.computed_slots(ep_rank);
   for (int e = 0; e < experts.num_experts(); ++e)

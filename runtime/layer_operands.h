@@ -11,11 +11,13 @@
 
 namespace gantry {
 
-/// A dense f32 matrix [n, k] in panels, with its bias.
+/// A dense matrix [n, k] in panels, with its bias: of bf16 where that holds every value, which is
+/// half to read, else of f32. It meets rows of f32.
 struct DenseOperand {
   PackedLayout layout;
   ByteBuffer panels;
   const float* bias = nullptr;  // [n] or null
+  FusedExpertsKernels kernels;
 };
 
 /// The static scale of an expert's inputs, 0 where the file has none. Of layouts with
@@ -44,7 +46,6 @@ struct LayerOperands {
   RowQuantizer intermediate_quantizer;
   FusedExpertsKernels routed_kernels;
   FusedExpertsKernels shared_kernels;
-  FusedExpertsKernels dense_kernels;
   std::vector<int32_t> logical_to_slot;      // [E] slots that this rank computes, or -1
   std::vector<int32_t> physical_to_slot;     // [P] slots of this rank, or -1
   std::vector<int32_t> physical_to_logical;  // [P]

@@ -20,7 +20,7 @@ void router_logits(const LayerOperands& operands, std::span<const float> hidden_
     hidden_states = normalized;
   }
   linear(hidden_states, operands.router.layout, operands.router.panels.data(), operands.router.bias,
-         logits, operands.dense_kernels, threads, scratch);
+         logits, operands.router.kernels, threads, scratch);
   if (spec.router_logit_softcap > 0.0F) {
     const float cap = spec.router_logit_softcap;
     for (float& logit : logits)

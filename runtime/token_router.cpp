@@ -52,7 +52,7 @@ RoutedTokens route_tokens(
   std::vector<float> logits(static_cast<size_t>(chunk * spec.routing.num_experts));
   std::vector<float> identity(spec.routing.num_zero_experts > 0 ? static_cast<size_t>(chunk) : 0);
   FusedExpertsScratch scratch(
-      linear_scratch(operands.router.layout, operands.dense_kernels, chunk));
+      linear_scratch(operands.router.layout, operands.router.kernels, chunk));
   TopkScratch topk;
   for (int64_t first = 0; first < num_tokens; first += chunk) {
     const int64_t count = std::min(chunk, num_tokens - first);

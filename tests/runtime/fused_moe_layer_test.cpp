@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/base/float_convert.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/toy_layer.h"
 
@@ -105,6 +106,37 @@ TEST_F(FusedMoeLayerTest, GivenLogitsRouteLikeComputedOnes) {
   const std::vector<float> expected = run(*layer, {.hidden_states = x});
   const std::vector<float> logits = workspace_.last_routing().logits;
   EXPECT_EQ(run(*layer, {.hidden_states = x, .router_logits = logits}), expected);
+}
+
+// A router whose values all fit bf16 is kept so; one value that does not makes it f32.
+TEST_F(FusedMoeLayerTest, RoutersOfBf16AndOfF32GiveTheirExactLogits) {
+  const ToyLayer toy;
+  const std::vector<float> x = tokens(toy, 9);
+  for (const float first : {0.25F, 0.25F + 0x1p-20F}) {
+    SeededRng weights_rng(7);
+    MoeLayerWeights weights = toy.weights(weights_rng);
+    for (float& value : weights.router.span())
+      value = round_to_bf16(value);
+    weights.router[0] = first;
+    const FusedMoeLayer layer(std::move(weights), toy.expert_map(), f32_options(), nullptr);
+    run(layer, {.hidden_states = x});
+    const std::vector<float> logits = workspace_.last_routing().logits;
+    const auto held = layer.weights();
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const auto experts = static_cast<size_t>(toy.num_experts);
+      const auto hidden = static_cast<size_t>(toy.hidden_size);
+      double sum = 0.0;
+      double size = 0.0;
+      for (size_t k = 0; k < hidden; ++k) {
+        const double term = static_cast<double>(x[i / experts * hidden + k]) *
+                            static_cast<double>(held->router[i % experts * hidden + k]);
+        sum += term;
+        size += std::fabs(term);
+      }
+      // Each of `hidden` additions rounds by at most 2^-24 of the sum so far.
+      EXPECT_NEAR(logits[i], sum, static_cast<double>(hidden) * 0x1p-24 * size) << i;
+    }
+  }
 }
 
 TEST_F(FusedMoeLayerTest, ARowDoesNotDependOnItsBatch) {
