@@ -1,10 +1,10 @@
 #include "runtime/layer_operands.h"
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
 
 #include "kernels/base/check.h"
+#include "kernels/base/float_convert.h"
 #include "kernels/base/log_format.h"
 
 namespace gantry {
@@ -28,7 +28,7 @@ FusedExpertsKernels select(const SlotLayout& layout, const FusedMoeOptions& opti
 
 bool all_bf16(const Buffer<float>& values) {
   return std::all_of(values.data(), values.data() + values.size(),
-                     [](float value) { return (std::bit_cast<uint32_t>(value) & 0xffffu) == 0; });
+                     [](float value) { return round_to_bf16(value) == value; });
 }
 
 DenseOperand pack_dense(const Buffer<float>& matrix, const Buffer<float>& bias, int64_t n,

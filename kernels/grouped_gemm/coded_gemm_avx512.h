@@ -5,16 +5,13 @@
 // multiplied by the group's scales, in f32; so a row's bits do not depend on the other rows.
 // For files compiled for AVX-512, as coded_panel_avx512.h.
 
+#include "kernels/grouped_gemm/coded_blocks_avx512.h"
 #include "kernels/grouped_gemm/coded_panel_avx512.h"
 #include "kernels/grouped_gemm/fetch_codes_avx512.h"
 
 namespace gantry::avx512 {
 namespace {
 
-constexpr int kMaxCodedBlock = 12;
-// Beside the sums of the group there are registers for this many rows' sums of all groups; more
-// rows keep those in C.
-constexpr int kRowsWithTotals = 5;
 // Without scales of groups, sums are taken this deep.
 constexpr int64_t kUngrouped = 256;
 
@@ -198,10 +195,8 @@ void few_rows_gemm(const PanelGemm& call) {
                    : few_rows_blocks<Multiply, Codes, false>(call);
 }
 
-using Block = void (*)(const PanelGemm&, int64_t);
-
 template <typename Multiply, typename Codes, bool kLevels>
-constexpr Block kBlocks[kMaxCodedBlock] = {
+constexpr RowBlock kBlocks[kMaxRowBlock] = {
     coded_block<Multiply, Codes, 1, kLevels>,  coded_block<Multiply, Codes, 2, kLevels>,
     coded_block<Multiply, Codes, 3, kLevels>,  coded_block<Multiply, Codes, 4, kLevels>,
     coded_block<Multiply, Codes, 5, kLevels>,  coded_block<Multiply, Codes, 6, kLevels>,
@@ -209,27 +204,11 @@ constexpr Block kBlocks[kMaxCodedBlock] = {
     coded_block<Multiply, Codes, 9, kLevels>,  coded_block<Multiply, Codes, 10, kLevels>,
     coded_block<Multiply, Codes, 11, kLevels>, coded_block<Multiply, Codes, 12, kLevels>};
 
-// Rows that meet decoded codes at once. Where groups are narrow, moving sums to and from C after
-// each costs more than decoding again for the next few rows (16 rows in the L2 cache, Zen 4, share
-// of the dot products' peak with 12 and with 5 at once: nvfp4 0.51 and 0.82, int4 in groups of 64
-// 0.82 and 0.88, of 128 0.92 and 0.91, e4m3 in blocks 0.87 and 0.83).
-int64_t max_block(const PanelGemm& call) {
-  const WeightFormat& format = call.coded->format;
-  const bool narrow = format.scale != ScaleType::kNone && format.group < kWideGroup;
-  return narrow ? kRowsWithTotals : kMaxCodedBlock;
-}
-
 template <typename Multiply, typename Codes>
 void coded_gemm(const PanelGemm& call) {
-  const Block* run =
-      has_levels(call) ? kBlocks<Multiply, Codes, true> : kBlocks<Multiply, Codes, false>;
-  const int64_t most = max_block(call);
-  int64_t blocks = (call.num_rows + most - 1) / most;
-  for (int64_t row = 0; row < call.num_rows; --blocks) {
-    const int64_t rows = (call.num_rows - row + blocks - 1) / blocks;
-    run[rows - 1](call, row);
-    row += rows;
-  }
+  run_blocks(call,
+             has_levels(call) ? kBlocks<Multiply, Codes, true> : kBlocks<Multiply, Codes, false>,
+             kWideGroup);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "kernels/grouped_gemm/coded_blocks_avx512.h"
 #include "kernels/grouped_gemm/fetch_codes_avx512.h"
 #include "kernels/grouped_gemm/panel_gemm.h"
 #include "kernels/grouped_gemm/panel_scales_avx512.h"
@@ -16,9 +17,6 @@
 namespace gantry::avx512 {
 namespace {
 
-constexpr int kMaxBlock = 12;
-// Up to so many rows keep the scaled sums of all groups in registers, beside those of the group.
-constexpr int kRowsWithTotals = 5;
 // Up to so many rows sum the two halves of a line of nibbles apart: four chains of dependent sums
 // instead of two.
 constexpr int kRowsWithChains = 2;
@@ -274,10 +272,8 @@ void block(const PanelGemm& call, int64_t row) {
   }
 }
 
-using Block = void (*)(const PanelGemm&, int64_t);
-
 template <typename Codes, bool kGeneral>
-constexpr Block kBlocks[kMaxBlock] = {
+constexpr RowBlock kBlocks[kMaxRowBlock] = {
     block<Codes, 1, kGeneral>,  block<Codes, 2, kGeneral>,  block<Codes, 3, kGeneral>,
     block<Codes, 4, kGeneral>,  block<Codes, 5, kGeneral>,  block<Codes, 6, kGeneral>,
     block<Codes, 7, kGeneral>,  block<Codes, 8, kGeneral>,  block<Codes, 9, kGeneral>,
@@ -287,16 +283,8 @@ template <typename Codes>
 void run(const PanelGemm& call) {
   const WeightFormat& format = call.coded->format;
   const bool general = format.zero_points || format.minimums || format.super_group > 0;
-  const Block* blocks_of = general ? kBlocks<Codes, true> : kBlocks<Codes, false>;
-  // As in coded_gemm_avx512.h.
-  const bool narrow = format.scale != ScaleType::kNone && format.group <= kWideGroup;
-  const int64_t most = narrow ? kRowsWithTotals : kMaxBlock;
-  int64_t blocks = (call.num_rows + most - 1) / most;
-  for (int64_t row = 0; row < call.num_rows; --blocks) {
-    const int64_t rows = (call.num_rows - row + blocks - 1) / blocks;
-    blocks_of[rows - 1](call, row);
-    row += rows;
-  }
+  // The scaled sum of a group costs more here, next to products that take half the time.
+  run_blocks(call, general ? kBlocks<Codes, true> : kBlocks<Codes, false>, kWideGroup + 1);
 }
 
 }  // namespace
